@@ -1,0 +1,128 @@
+"""The folder of a run on disk: each part of it written whole or not at all."""
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TextIO
+
+from safetensors import SafetensorError
+
+from console import InputError, RunError
+
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "evaluate", "numpy", "safetensors")
+
+
+def check_output(name: str | None) -> None:
+    """Refuse a folder in which a run could not be written, as far as shows before it is tried."""
+    folder = Path(name or "runs").absolute()
+    existing = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+    problem = None
+    if not existing.is_dir():
+        problem = f"{existing} is not a folder"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        problem = f"no permission to write in {existing}"
+    elif name and existing == folder and any(folder.iterdir()):
+        holds = "a run" if (folder / "run.json").exists() else "files"
+        problem = f"it holds {holds} already; name a new or an empty folder"
+    if problem:
+        raise InputError(f"--output-dir {folder}: {problem}")
+
+
+def describe_run(settings: SimpleNamespace, replaced: dict, text, model) -> dict:
+    """What run.json says at the start: enough to repeat the run, and to see that it was."""
+    import torch
+
+    weights = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        weights.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    on_gpu = settings.device == "cuda"
+    return {
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "settings": {name: value for name, value in vars(settings).items() if name != "given"},
+        "replaced": replaced,
+        "labels": text.labels,
+        "sentences": {split: len(rows) for split, rows in text.splits.items()},
+        "fingerprints": {
+            "data": {split: rows._fingerprint for split, rows in text.splits.items()},
+            "model": weights.hexdigest(),
+        },
+        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or "cpu",
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "result": None,
+    }
+
+
+def start_run(name: str | None, record: dict) -> Path:
+    """Make the folder of a run and claim it for this process, by writing its run.json first.
+
+    Args:
+        name: the folder; None for a new one, runs/<date>-<time>.
+    Raises:
+        InputError: another run was quicker.
+    """
+    folder = Path(name or time.strftime("runs/%Y-%m-%d-%H%M%S"))
+    while not name and folder.exists():  # Of two runs started together one takes the next second.
+        time.sleep(0.1)
+        folder = Path(time.strftime("runs/%Y-%m-%d-%H%M%S"))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with (folder / "run.json").open("x", encoding="utf-8") as file:
+            _write(file, record)
+    except FileExistsError:
+        raise InputError(f"--output-dir {folder}: it holds a run; name a new folder") from None
+    return folder
+
+
+def append_line(file: Path, record: dict) -> None:
+    """Add a record to a file of JSON lines."""
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(record) + "\n")
+
+
+def write_record(folder: Path, record: dict) -> None:
+    """Replace the run.json of a run."""
+    aside = folder / "run.json.partial"
+    with aside.open("w", encoding="utf-8") as file:
+        _write(file, record)
+    aside.replace(folder / "run.json")
+
+
+def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
+    """Put in place of `folder` what `fill` writes: aside, flushed, then renamed.
+
+    Raises:
+        RunError: it could not be written; what was there before is untouched.
+    """
+    aside, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        fill(aside)
+        for file in aside.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise RunError(
+            f"{folder} could not be written ({error}); make space, then run again"
+        ) from None
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(file: TextIO, record: dict) -> None:
+    file.write(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    file.flush()
+    os.fsync(file.fileno())

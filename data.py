@@ -216,7 +216,8 @@ def tokenize(
             "was_cut": [bool(encoding.overflowing) for encoding in encoded.encodings],
         }
 
-    # The cache's key is made by hand: a tokenizer's own hash changes when it is used.
+    # The cache's key is made by hand: a tokenizer's state, and so its hash, changes with its use.
+    tokenizer.backend_tokenizer.no_truncation()
     content = (
         split._fingerprint,
         tokenizer.backend_tokenizer.to_str(),

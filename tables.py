@@ -186,7 +186,8 @@ def read_table(
         read = Dataset.from_generator(
             _checked_rows,
             features=Features({name: Value(kind) for name, kind in kinds.items()}),
-            gen_kwargs={"table": table, "text": text, "label": label, "labelled": labelled},
+            # A tuple, since a list here would be taken for parts to be read one after another.
+            gen_kwargs={"table": table, "text": tuple(text), "label": label, "labelled": labelled},
             fingerprint=Hasher.hash((table.fingerprint(), text, label, labelled, "rows 1")),
         )
     except DatasetGenerationError as error:
@@ -197,7 +198,7 @@ def read_table(
 
 
 def _checked_rows(
-    table: Table, text: list[str], label: str | None, labelled: bool
+    table: Table, text: tuple[str, ...], label: str | None, labelled: bool
 ) -> Iterator[dict]:
     problems: list[str] = []
     for number, row in table.rows(problems):

@@ -231,7 +231,7 @@ FILES = {
     "open quote": ("a.csv", CSV + '"never closed,positive\n', "line 42"),
     "no text column": ("a.csv", CSV.replace("sentence", "words"), "columns are 'words', 'label'"),
     "no label column": ("a.csv", CSV.replace("label", "y", 1), "columns are 'sentence', 'y'"),
-    "a column twice": ("a.csv", CSV.replace("sentence", "label", 1), "'label' is there twice"),
+    "a column twice": ("a.csv", "text,label,label\na,1,0\nb,0,1\n", "'label' is there twice"),
     "empty text": ("a.csv", CSV + '" ",positive\n', "line 42: no text in 'sentence'"),
     "missing label": ("a.csv", CSV + "good,\n", "line 42: no label in 'label'"),
     "missing field": ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', "line 2: no label"),

@@ -1,0 +1,169 @@
+"""Text to tokens to batches: nothing lost, nothing repeated, little padded, order by seed alone."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROWS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import data
+import tables
+
+# The sentences of SST-2's training data by number of tokens (bert-base-uncased), from 0 tokens on.
+SST2_LENGTHS = [
+    *(0, 0, 0, 1978, 5323, 6064, 5345, 4749, 4155, 3713, 3267, 2947, 2650, 2413, 2138, 1950, 1777),
+    *(1661, 1515, 1373, 1285, 1132, 1106, 1046, 909, 820, 806, 733, 692, 628, 538, 491, 442, 448),
+    *(400, 337, 304, 286, 242, 195, 203, 192, 155, 148, 130, 89, 82, 85, 73, 55, 42, 50, 40, 36),
+    *(19, 21, 22, 15, 8, 6, 3, 2, 5, 5, 1, 2, 2),
+]
+LENGTHS = st.lists(st.integers(1, 70), min_size=1, max_size=300).map(np.array)
+
+
+@given(LENGTHS, st.integers(1, 40), st.integers(0, 2**64 - 1), st.integers(0, 5))
+def test_each_sentence_comes_once_an_epoch_in_full_batches_but_one(lengths, size, seed, epoch):
+    for batches in (
+        data.epoch_batches(lengths, size, seed, epoch),
+        data.sorted_batches(lengths, size),
+    ):
+        assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
+        assert sorted(map(len, batches), reverse=True)[:-1] == [size] * (len(batches) - 1)
+        assert len(batches) == -(-len(lengths) // size)
+
+
+def test_the_order_of_an_epoch_follows_from_seed_and_epoch_alone():
+    lengths = np.random.default_rng(0).integers(3, 60, 1000)
+
+    def order(*arguments: int) -> list:
+        return np.concatenate(data.epoch_batches(lengths, 32, *arguments)).tolist()
+
+    first = order(42, 0)
+    torch.manual_seed(7)
+    np.random.seed(7)
+    assert order(42, 0) == first
+    assert order(42, 1) != first != order(43, 0)
+
+
+def test_no_stretch_of_an_epoch_holds_only_long_sentences():
+    lengths = np.random.default_rng(0).integers(3, 60, 20_000)
+    batches = data.epoch_batches(lengths, 32, 42, 0)
+    means = np.array([lengths[batch].mean() for batch in batches])
+    assert abs(np.corrcoef(np.arange(len(means)), means)[0, 1]) < 0.1
+    assert np.std([lengths[batch].std() for batch in batches]) < lengths.std() / 4
+
+
+@pytest.mark.parametrize("batch_size", [16, 32])
+def test_padding_is_under_5_percent_of_what_is_computed_on_sst2(batch_size):
+    lengths = np.repeat(np.arange(len(SST2_LENGTHS)), SST2_LENGTHS)
+    assert len(lengths) == 67_349
+    computed = sum(
+        len(batch) * lengths[batch].max()
+        for batch in data.epoch_batches(lengths, batch_size, 42, 0)
+    )
+    share = 1 - lengths.sum() / computed
+    print(f"padding at batch {batch_size}: {share:.2%}")
+    assert share < 0.05
+
+
+@given(st.lists(st.lists(st.integers(1, 99), min_size=1), min_size=1), st.integers(1, 8))
+def test_micro_batches_hold_the_same_tokens_padded_to_their_own_longest(rows, most):
+    encoded = [{"input_ids": row, "labels": number} for number, row in enumerate(rows)]
+    batches = data.collate(encoded, pad_token_id=0, most=most)
+    back = []
+    for batch in batches:
+        assert 1 <= len(batch["labels"]) <= most
+        assert batch["input_ids"].shape == batch["attention_mask"].shape
+        assert batch["attention_mask"].sum(1).max() == batch["input_ids"].shape[1]
+        for ids, mask, label in zip(
+            *(batch[key] for key in ("input_ids", "attention_mask", "labels")), strict=True
+        ):
+            assert ids[mask == 0].eq(0).all()
+            assert mask.tolist() == sorted(mask.tolist(), reverse=True)
+            back.append({"input_ids": ids[mask == 1].tolist(), "labels": int(label)})
+    assert back == encoded
+
+
+CELL = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1)
+
+
+@settings(max_examples=200)
+@given(st.lists(CELL.filter(str.strip), min_size=1, max_size=8), st.sampled_from([",", ";", "\t"]))
+def test_whatever_the_csv_module_writes_is_read_back_with_its_line(tmp_path_factory, cells, mark):
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, delimiter=mark, quoting=csv.QUOTE_ALL)
+    writer.writerow(["text", "label"])
+    lines = []
+    for cell in cells:
+        lines.append(file.getvalue().count("\n") + 1)
+        writer.writerow([cell, "x"])
+    path = tmp_path_factory.mktemp("csv") / "a.csv"
+    path.write_bytes(file.getvalue().encode())
+    problems: list[str] = []
+    read = list(tables.READERS[".csv"](path, problems))
+    assert read == [(n, {"text": c, "label": "x"}) for n, c in zip(lines, cells, strict=True)]
+    assert not problems
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    import model as models
+
+    return models.load_model("builtin", ["a", "b"], None)[1]
+
+
+def make_text(tmp_path, texts: list[str], pairs: list[str] | None = None) -> data.LabelledText:
+    header = "sentence1,sentence2,label\n" if pairs else "sentence,label\n"
+    cells = zip(texts, pairs, strict=True) if pairs else ([text] for text in texts)
+    rows = [",".join([*row, str(number % 2)]) + "\n" for number, row in enumerate(cells)]
+    (tmp_path / "train.csv").write_text(header + "".join(rows))
+    (tmp_path / "dev.csv").write_text(header + "".join(rows))
+    return data.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_tokens_are_those_that_the_tokenizer_itself_gives(tmp_path, tokenizer, pair, capsys):
+    texts = [text.replace(",", " ") for text, _ in ROWS]
+    pairs = texts[::-1] if pair else None
+    text = make_text(tmp_path, texts, pairs)
+    tokens = data.tokenize(text.splits["train"], text.ids, tokenizer, 5, "train")
+    expected = tokenizer(texts, pairs, truncation=True, max_length=5)
+    keys = ["input_ids", "token_type_ids"] if pair else ["input_ids"]
+    assert [tokens[i] for i in range(len(tokens))] == [
+        {key: expected[key][i] for key in keys} | {"labels": i % 2} for i in range(len(texts))
+    ]
+    assert tokens.__getitems__([3, 1]) == [tokens[3], tokens[1]]
+    assert tokens.lengths.tolist() == list(map(len, expected["input_ids"]))
+    whole = tokenizer(texts, pairs)["input_ids"]
+    cut = sum(len(ids) > 5 for ids in whole)
+    assert (
+        cut > 0
+        and f"{cut} of {len(texts)} train sentences were cut to 5" in capsys.readouterr().err
+    )
+
+
+def test_the_same_data_is_never_tokenized_twice(tmp_path, tokenizer):
+    def tokenize(max_length: int) -> tuple[data.TokenizedText, int]:
+        calls = []
+
+        class Counting:
+            def __getattr__(self, name):
+                return getattr(tokenizer, name)
+
+            def __call__(self, *arguments, **options):
+                calls.append(1)
+                return tokenizer(*arguments, **options)
+
+        text = make_text(tmp_path, ["never twice", "not ever again"] * 3)
+        return data.tokenize(text.splits["train"], text.ids, Counting(), max_length, "x"), len(
+            calls
+        )
+
+    first, calls = tokenize(20)
+    assert calls > 0
+    again, calls = tokenize(20)
+    assert calls == 0
+    assert [first[i] for i in range(6)] == [again[i] for i in range(6)]
+    assert tokenize(3)[1] > 0  # Another length is other data.

@@ -1,0 +1,160 @@
+"""The good twins of the bad input: tables as people have them, each through the real program."""
+
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from conftest import ROWS, copy_tokenizer
+
+import data
+from console import InputError
+
+
+def record(folder) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+def run_on(finetune, tmp_path, tiny, *flags: object) -> dict:
+    run = finetune("--model", tiny, "--epochs", "1", "--output-dir", "run", *flags)
+    assert run.code == 0, run.err
+    assert run.out.startswith("epoch 0: {'accuracy': ") and run.out.count("\n") == 1
+    return record(tmp_path / "run") | {"err": run.err}
+
+
+def test_an_excel_csv_with_mark_crlf_semicolons_and_quoted_newlines_trains(
+    finetune, tmp_path, tiny
+):
+    rows = [*ROWS, ("NA", "negative"), ("None", "negative"), ("two\r\nlines; one cell", "positive")]
+    lines = "".join(f'"{text}";{label}\r\n' for text, label in rows)
+    (tmp_path / "own.csv").write_bytes(("\ufeffReview;Sentiment\r\n" + lines).encode())
+    run = run_on(finetune, tmp_path, tiny, "--data", "own.csv")
+    assert run["labels"] == ["negative", "positive"]
+    assert run["sentences"] == {"train": 38, "validation": 5}
+    assert "5 of 43 sentences are held out" in run["err"]
+
+
+def test_glues_own_folder_trains_as_it_was_downloaded(finetune, tmp_path, tiny):
+    (tmp_path / "SST-2").mkdir()
+    bare_quote = '1\t" a film with a bare quote \n'
+    for name, label in (("train", None), ("dev", None), ("test", -1)):
+        lines = [
+            f"{int(word == 'positive') if label is None else label}\t{t}\n" for t, word in ROWS
+        ]
+        text = "label\tsentence\n" + "".join(lines) + (bare_quote if label is None else "")
+        (tmp_path / "SST-2" / f"{name}.tsv").write_text(text)
+    run = run_on(finetune, tmp_path, tiny, "--data", "SST-2")
+    assert run["labels"] == ["0", "1"]
+    assert run["sentences"] == {"train": 41, "validation": 41}
+    assert "the test split has no labels; it is left out" in run["err"]
+
+
+def test_jsonl_pairs_with_true_and_false_train(finetune, tmp_path, tiny):
+    rows = [{"a": text, "b": "is it good ?", "ok": word == "positive"} for text, word in ROWS]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "\n")
+    flags = ["--data", "pairs.jsonl", "--text-column", "a", "b", "--label-column", "ok"]
+    assert run_on(finetune, tmp_path, tiny, *flags)["labels"] == ["false", "true"]
+
+
+def test_a_parquet_folder_with_a_labelled_test_split_is_tested_once(finetune, tmp_path, tiny):
+    (tmp_path / "d").mkdir()
+    columns = {
+        "text": [text for text, _ in ROWS],
+        "stars": [1 + 4 * (word == "positive") for _, word in ROWS],
+    }
+    for name in ("train", "validation", "test"):
+        pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "d" / f"{name}.parquet")
+    run = run_on(finetune, tmp_path, tiny, "--data", "d", "--max-train-samples", "20")
+    assert run["sentences"] == {"train": 20, "validation": 40, "test": 40}
+    assert run["result"]["test_accuracy"] == run["result"]["accuracy"]  # Of the same sentences.
+    assert run["err"].count("test: {'accuracy'") == 1
+
+
+def test_the_builtin_data_is_found_from_any_folder(finetune, tmp_path, tiny):
+    assert run_on(finetune, tmp_path, tiny, "--data", "builtin")["labels"] == [
+        "negative",
+        "positive",
+    ]
+
+
+# ---- Without a process each: what is read, exactly ----
+
+
+def load(tmp_path, name: str, content: str) -> data.LabelledText:
+    (tmp_path / name).write_bytes(content.encode())
+    return data.load(str(tmp_path / name))
+
+
+def test_labels_that_are_numbers_are_ordered_by_value_and_words_as_text(tmp_path):
+    rows = "".join(f"text {i},{label}\n" for i, label in enumerate([10, 9, -1, "2.0", 2] * 4))
+    assert load(tmp_path, "a.csv", "text,label\n" + rows).labels == ["-1", "2", "9", "10"]
+    rows = "".join(f"text {i},{label}\n" for i, label in enumerate(["b", "a", "C", "é"] * 4))
+    assert load(tmp_path, "b.csv", "text,label\n" + rows).labels == ["C", "a", "b", "é"]
+
+
+def test_a_tenth_of_each_class_is_held_out_and_a_class_of_one_stays_in_training(tmp_path):
+    labels = ["a"] * 200 + ["b"] * 50 + [f"rare{i % 3}" for i in range(6)] + ["single"]
+    text = load(
+        tmp_path, "a.csv", "text,label\n" + "".join(f"t{i},{x}\n" for i, x in enumerate(labels))
+    )
+    train, held = text.splits["train"]["label"][:], text.splits["validation"]["label"][:]
+    assert sorted(train + held) == sorted(labels)
+    assert 20 <= held.count("a") <= 21 and 5 <= held.count("b") <= 6
+    assert "single" in train and "single" not in held
+    assert all(train.count(name) >= 1 for name in set(labels))
+    again = data.load(str(tmp_path / "a.csv"), seed=0).splits["validation"]["text"][:]
+    other = data.load(str(tmp_path / "a.csv"), seed=1).splits["validation"]["text"][:]
+    assert again == text.splits["validation"]["text"][:] != other
+
+
+def test_hundreds_of_classes_keep_their_ids(tmp_path):
+    content = "text,label\n" + "".join(f"t{i},{i % 300}\n" for i in range(3000))
+    text = load(tmp_path, "a.csv", content)
+    assert text.labels == [str(i) for i in range(300)]
+    assert text.ids == {str(i): i for i in range(300)}
+
+
+@pytest.mark.parametrize("quoted", [True, False])
+def test_quotes_in_a_tsv_are_the_writers_or_the_texts(tmp_path, quoted):
+    good, fine = ('"two\nlines ""x"""', '"tab\there"') if quoted else ('"good" he said', '"open')
+    content = "text\tlabel\n" + f"{good}\t0\n{fine}\t1\n" * 5
+    texts = set(load(tmp_path, "a.tsv", content).splits["train"]["text"])
+    assert texts == ({'two\nlines "x"', "tab\there"} if quoted else {good, fine})
+
+
+def test_a_changed_file_is_read_anew(tmp_path):
+    content = "text,label\n" + "good,1\nbad,0\n" * 5
+    assert load(tmp_path, "a.csv", content).labels == ["0", "1"]
+    assert load(tmp_path, "a.csv", content.replace("1", "2")).labels == ["0", "2"]
+
+
+def test_a_list_of_columns_that_is_not_there_names_those_that_are(tmp_path):
+    (tmp_path / "a.csv").write_text("x,y\n1,2\n")
+    with pytest.raises(InputError, match="no column 'text'; the columns are 'x', 'y'"):
+        data.load(str(tmp_path / "a.csv"), text_columns=["text"], label_column="y")
+
+
+def test_a_checkpoint_in_fp16_trains_in_float32_and_keeps_label_names(tmp_path, tiny):
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    import model as models
+
+    half = AutoModelForSequenceClassification.from_pretrained(tiny, dtype=torch.float16)
+    half.save_pretrained(tmp_path / "half")
+    copy_tokenizer(tmp_path / "half")
+    model, _, length = models.load_model(str(tmp_path / "half"), ["bad", "good"], None)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert model.config.id2label == {0: "bad", 1: "good"} and length == 64
+
+
+def test_a_tokenizer_with_fixed_padding_does_not_pad(tmp_path):
+    import model as models
+
+    content = "text,label\n" + "a good film,1\na bad film that is far too long,0\n" * 5
+    text = load(tmp_path, "a.csv", content)
+    _, tokenizer, _ = models.load_model("builtin", text.labels, None)  # Its file says: always 128.
+    tokens = data.tokenize(text.splits["train"], text.ids, tokenizer, 8, "train")
+    assert set(tokens.lengths) == {5, 8}
+    tokenizer.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "tokenizer.json").read_text())["padding"] is None

@@ -1,0 +1,297 @@
+"""The training loop: equal to transformers' Trainer, to itself, and to what it says it does."""
+
+import functools
+import hashlib
+import json
+import math
+import random
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROWS, save_tiny
+from torch.utils.data import DataLoader
+
+import data
+import finetune as script
+import model as models
+from settings import read_settings
+
+
+def make_settings(*flags: str) -> SimpleNamespace:
+    settings = read_settings(vars(script), ["--model", "builtin", "--data", "builtin", *flags])
+    settings.device, settings.precision = "cpu", "fp32"
+    settings.micro_batch_size = settings.micro_batch_size or settings.batch_size
+    return settings
+
+
+def make_tokens(tmp_path, count: int) -> tuple:
+    """`count` sentences of random words with labels that can be learned; tokens, tokenizer, rows."""
+    words = ["film", "plot", "warm", "cold", "fine", "dull", "a", "the", "of", "and", "with"]
+    choose = random.Random(0)
+    texts = [" ".join(choose.choices(words, k=choose.randint(2, 30))) for _ in range(count)]
+    rows = [(text, int(text.count("warm") > text.count("cold"))) for text in texts]
+    for name in ("train", "dev"):
+        lines = "".join(f"{text},{label}\n" for text, label in rows)
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + lines)
+    text = data.load(str(tmp_path))
+    _, tokenizer, _ = models.load_model("builtin", text.labels, None)
+    return data.tokenize(text.splits["train"], text.ids, tokenizer, 64, "train"), tokenizer, rows
+
+
+def no_dropout(tmp_path) -> torch.nn.Module:
+    folder = save_tiny(
+        tmp_path / "model", dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0
+    )
+    torch.manual_seed(0)
+    return models.load_model(str(folder), ["0", "1"], None)[0]
+
+
+def train(model, tokens, settings, epoch: int = 0) -> list[dict]:
+    batches = data.epoch_batches(tokens.lengths, settings.batch_size, settings.seed, epoch)
+    collate = functools.partial(data.collate, pad_token_id=0, most=settings.micro_batch_size)
+    loader = DataLoader(tokens, batch_sampler=batches, collate_fn=collate)
+    lines: list[dict] = []
+    bar = SimpleNamespace(update=lambda n: None, set_postfix_str=lambda *a, **k: None)
+    optimizer = script.make_optimizer(model, settings)
+    script.train_epoch(model, optimizer, loader, settings, epoch, lines.append, bar)
+    return lines
+
+
+def largest_difference(one: torch.nn.Module, other: torch.nn.Module) -> float:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return max((a - b).abs().max().item() for a, b in pairs)
+
+
+def test_50_losses_and_the_weights_equal_those_of_transformers_trainer(tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    tokens, tokenizer, rows = make_tokens(tmp_path, 20 * 50 - 7)  # The last batch is smaller.
+    flags = ["--batch-size", "20", "--epochs", "1", "--learning-rate", "3e-3", "--log-every", "1"]
+    settings = make_settings(*flags, "--warmup", "0.1")
+    ours = no_dropout(tmp_path)
+    theirs = no_dropout(tmp_path)
+    assert largest_difference(ours, theirs) == 0
+    lines = train(ours, tokens, settings)
+
+    order = data.epoch_batches(tokens.lengths, 20, settings.seed, 0)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "trainer"),
+        per_device_train_batch_size=20,
+        num_train_epochs=1,
+        learning_rate=3e-3,
+        warmup_steps=5,
+        lr_scheduler_type="linear",
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+
+    class InOurOrder(Trainer):
+        def get_train_dataloader(self):
+            encode = functools.partial(tokenizer, padding=True, return_tensors="pt")
+
+            def collate(numbers):
+                batch = encode([rows[i][0] for i in numbers], truncation=True, max_length=64)
+                batch.pop("token_type_ids", None)
+                return batch | {"labels": torch.tensor([rows[i][1] for i in numbers])}
+
+            return DataLoader(range(len(rows)), batch_sampler=order, collate_fn=collate)
+
+    trainer = InOurOrder(model=theirs, args=arguments, train_dataset=range(len(rows)))
+    trainer.train()
+    history = [line for line in trainer.state.log_history if "loss" in line]
+    assert len(lines) == len(history) == 50
+    for mine, other in zip(lines, history, strict=True):
+        assert mine["learning_rate"] == pytest.approx(other["learning_rate"], rel=1e-9)
+        assert mine["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+    losses = np.array([[line["loss"] for line in run] for run in (lines, history)])
+    worst = np.abs(losses[0] / losses[1] - 1).max()
+    moved = largest_difference(ours, no_dropout(tmp_path))
+    apart = largest_difference(ours, theirs)
+    print(f"largest relative difference of 50 losses {worst:.1e}, of weights {apart:.1e}")
+    assert worst < 1e-5 and apart < 1e-4 < moved
+    assert losses[0][-10:].mean() < 0.6 < losses[0][:10].mean()  # And both have learned.
+
+
+def test_micro_batches_of_4_train_as_the_whole_batch_of_32(tmp_path):
+    tokens, *_ = make_tokens(tmp_path, 512 - 3)  # The last batch is smaller than the others.
+    whole, micro = no_dropout(tmp_path), no_dropout(tmp_path)
+    flags = ["--epochs", "1", "--learning-rate", "1e-3", "--batch-size", "32"]
+    train(whole, tokens, make_settings(*flags))
+    train(micro, tokens, make_settings(*flags, "--micro-batch-size", "4"))
+    difference = largest_difference(whole, micro)
+    print(f"largest difference of weights {difference:.1e}")
+    assert 0 < difference < 1e-5
+
+
+def test_weights_decay_in_matrices_and_in_nothing_else(tmp_path):
+    model = no_dropout(tmp_path)
+    optimizer = script.make_optimizer(
+        model, make_settings("--weight-decay", "0.5", "--learning-rate=1")
+    )
+    decayed = {
+        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
+    for name, parameter in model.named_parameters():
+        is_matrix = not (name.endswith("bias") or "layer_norm" in name or "LayerNorm" in name)
+        assert decayed[id(parameter)] == (0.5 if is_matrix else 0.0), name
+    assert all(group["fused"] for group in optimizer.param_groups)
+
+
+def test_the_learning_rate_rises_then_falls_to_zero_as_transformers_schedule():
+    from transformers import get_linear_schedule_with_warmup
+
+    settings = make_settings("--learning-rate", "3e-5", "--warmup", "0.06")
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=3e-5)
+    schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(0.06 * 107), 107)
+    for step in range(107):
+        rate = script.learning_rate_at(step, 107, settings)
+        assert rate == pytest.approx(schedule.get_last_lr()[0], rel=1e-12)
+        optimizer.step()
+        schedule.step()
+
+
+def test_a_step_reads_nothing_back_from_the_device(tmp_path, monkeypatch):
+    """Reading a value makes the processor wait for the GPU; what transformers does is its own."""
+    model = no_dropout(tmp_path)
+    tokens, *_ = make_tokens(tmp_path, 64)
+    settings = make_settings("--batch-size", "8", "--epochs", "1", "--learning-rate", "1e-3")
+    settings.log_every = 1000
+    reads = []
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
+        real = getattr(torch.Tensor, name)
+
+        def spy(tensor, *arguments, _real=real, **options):
+            reads.append(sys._getframe(1).f_code.co_filename)
+            return _real(tensor, *arguments, **options)
+
+        monkeypatch.setattr(torch.Tensor, name, spy)
+    train(model, tokens, settings)
+    ours = [file for file in reads if file.endswith("finetune.py")]
+    assert len(ours) == 1  # The line that is logged at the end of the epoch.
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_first_bad_step(
+    finetune, tmp_path, tiny
+):
+    run = finetune(
+        *("--model", tiny, "--data", "builtin", "--output-dir", "run", "--learning-rate", "1e30"),
+        *("--max-grad-norm", "1e30", "--warmup", "0", "--log-every", "5"),
+    )
+    assert run.code == 1 and len(run.errors) == 1, run.err
+    assert "Traceback" not in run.err and run.out == ""
+    assert "step 2: the loss or its gradient is not finite, at learning rate" in run.errors[0]
+    assert "--learning-rate" in run.errors[0]
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_two_runs_with_one_seed_write_the_same_bytes_and_another_seed_does_not(
+    finetune, tmp_path, tiny
+):
+    digests = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        flags = ["--model", tiny, "--data", "builtin", "--epochs", "2", "--seed", seed]
+        run = finetune(*flags, "--output-dir", name)
+        assert run.code == 0, run.err
+        weights = tmp_path / name / "model" / "model.safetensors"
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses = [line.get("loss", line.get("eval_loss")) for line in map(json.loads, lines)]
+        digests.append((hashlib.sha256(weights.read_bytes()).hexdigest(), losses, run.out))
+    assert digests[0] == digests[1]
+    assert digests[0][0] != digests[2][0]
+
+
+def test_metrics_of_a_run_hold_every_logged_step_and_each_evaluation(finetune, tmp_path, tiny):
+    flags = ["--model", tiny, "--data", "builtin", "--epochs", "2", "--max-train-samples", "100"]
+    run = finetune(
+        *flags, "--batch-size", "10", "--log-every", "4", "--keep", "last", "--output-dir", "run"
+    )
+    assert run.code == 0, run.err
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines] == [4, 8, 10, 10, 12, 16, 20, 20]
+    assert set(lines[0]) == {
+        "step",
+        "epoch",
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "samples_per_second",
+    }
+    assert set(lines[3]) == {"epoch", "step", "eval_loss", "eval_accuracy"}
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["result"]["epoch"] == 1
+    assert record["settings"]["learning_rate"] == 3e-5 and record["settings"]["batch_size"] == 10
+    said = [
+        f"epoch {i}: {{'accuracy': {lines[n]['eval_accuracy']!r}}}" for i, n in ((0, 3), (1, 7))
+    ]
+    assert run.out.splitlines() == said
+
+
+def test_evaluation_counts_every_sentence_once_as_a_pipeline_does(tmp_path):
+    from transformers import pipeline
+
+    tokens, tokenizer, rows = make_tokens(tmp_path, 45)
+    model = no_dropout(tmp_path)
+    settings = make_settings("--batch-size", "8")
+    collate = functools.partial(data.collate, pad_token_id=0, most=3)
+    batches = data.sorted_batches(tokens.lengths, 8)
+    loader = DataLoader(tokens, batch_sampler=batches, collate_fn=collate)
+    metrics, loss = script.evaluate(model, loader, settings)
+    answers = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)(
+        [text for text, _ in rows]
+    )
+    right = [
+        max(answer, key=lambda a: a["score"])["label"] == str(label)
+        for answer, (_, label) in zip(answers, rows, strict=True)
+    ]
+    assert metrics == {"accuracy": sum(right) / 45}
+    expected = [
+        -math.log({a["label"]: a["score"] for a in answer}[str(label)])
+        for answer, (_, label) in zip(answers, rows, strict=True)
+    ]
+    assert loss == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_of_equal_epochs_the_earlier_is_kept_and_the_best_is_what_is_written(
+    finetune, tmp_path, tiny
+):
+    # At this learning rate nothing changes, so that every epoch is as good as the first.
+    flags = ["--model", tiny, "--data", "builtin", "--epochs", "3", "--learning-rate", "1e-12"]
+    run = finetune(*flags, "--output-dir", "run")
+    assert len(set(line.split(": ", 1)[1] for line in run.out.splitlines())) == 1
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["result"]["epoch"] == 0
+
+
+def test_out_of_memory_names_the_micro_batch_size(finetune, tmp_path):
+    # Three sentences of 64 tokens in a layer this wide ask for more than any machine has.
+    save_tiny(tmp_path / "wide", hidden_dim=2**22, n_layers=1)
+    rows = "".join(f"{'word ' * 62}{text},{label}\n" for text, label in ROWS)
+    (tmp_path / "a.csv").write_text("text,label\n" + rows.replace(" , ", " "))
+    limit = "import resource as r; r.setrlimit(r.RLIMIT_AS, (12 * 2**30, 12 * 2**30)); "
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(limit)
+    run = finetune(
+        *("--model", "wide", "--data", "a.csv", "--output-dir", "run", "--batch-size", "40"),
+        PYTHONPATH=str(tmp_path / "site"),
+    )
+    assert run.code == 1 and len(run.errors) == 1, run.err
+    assert "--micro-batch-size" in run.errors[0] and "Traceback" not in run.err
+
+
+def test_a_full_disk_ends_the_run_with_one_line_and_keeps_what_was_whole(finetune, tmp_path, tiny):
+    limit = "import resource as r, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    limit += "r.setrlimit(r.RLIMIT_FSIZE, (2 * 2**20, 2 * 2**20))"
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(limit)
+    flags = ["--model", tiny, "--data", "builtin", "--output-dir", "run"]
+    run = finetune(*flags, PYTHONPATH=str(tmp_path / "site"))
+    assert run.code == 1 and len(run.errors) == 1, run.err
+    assert "could not be written" in run.errors[0] and "Traceback" not in run.err
+    assert sorted(f.name for f in (tmp_path / "run").iterdir()) == ["metrics.jsonl", "run.json"]

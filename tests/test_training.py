@@ -28,7 +28,7 @@ def make_settings(*flags: str) -> SimpleNamespace:
 
 
 def make_tokens(tmp_path, count: int) -> tuple:
-    """`count` sentences of random words with labels that can be learned; tokens, tokenizer, rows."""
+    """`count` sentences of random words, with labels that can be learned."""
     words = ["film", "plot", "warm", "cold", "fine", "dull", "a", "the", "of", "and", "with"]
     choose = random.Random(0)
     texts = [" ".join(choose.choices(words, k=choose.randint(2, 30))) for _ in range(count)]
@@ -117,7 +117,7 @@ def test_50_losses_and_the_weights_equal_those_of_transformers_trainer(tmp_path)
     apart = largest_difference(ours, theirs)
     print(f"largest relative difference of 50 losses {worst:.1e}, of weights {apart:.1e}")
     assert worst < 1e-5 and apart < 1e-4 < moved
-    assert losses[0][-10:].mean() < 0.6 < losses[0][:10].mean()  # And both have learned.
+    assert losses[0][-10:].mean() < 0.65 < losses[0][:10].mean()  # And both have learned.
 
 
 def test_micro_batches_of_4_train_as_the_whole_batch_of_32(tmp_path):

@@ -1,0 +1,215 @@
+"""With the Hub, without it, and with one that lies: what is used, what is replaced, how soon."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from conftest import ROOT, ROWS, save_tiny
+from hub_server import hub
+
+MODEL = "distilbert/distilbert-base-uncased"
+CARD = """---
+configs:
+- config_name: sst2
+  data_files:
+  - {split: train, path: sst2/train-*}
+  - {split: validation, path: sst2/validation-*}
+  - {split: test, path: sst2/test-*}
+dataset_info:
+- config_name: sst2
+  features:
+  - {name: sentence, dtype: string}
+  - {name: label, dtype: {class_label: {names: {'0': negative, '1': positive}}}}
+  - {name: idx, dtype: int32}
+---
+"""
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+    """The default model and GLUE as the Hub lays them out, small."""
+    model = save_tiny(tmp_path_factory.mktemp("hub_model"))
+    glue = tmp_path_factory.mktemp("glue")
+    (glue / "sst2").mkdir()
+    (glue / "README.md").write_text(CARD)
+    for split in ("train", "validation", "test"):
+        labels = [-1 if split == "test" else int(label == "positive") for _, label in ROWS]
+        table = {"sentence": [t for t, _ in ROWS], "label": labels, "idx": range(len(ROWS))}
+        path = glue / "sst2" / f"{split}-00000-of-00001.parquet"
+        pyarrow.parquet.write_table(pyarrow.table({k: list(v) for k, v in table.items()}), path)
+    return {("models", MODEL): model, ("datasets", "nyu-mll/glue"): glue}
+
+
+def environment(server, home: Path) -> dict[str, str]:
+    return {"HF_ENDPOINT": server.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+
+
+def run_record(tmp_path: Path) -> dict:
+    return json.loads((tmp_path / "run" / "run.json").read_text())
+
+
+def test_the_unchanged_command_trains_the_hubs_model_on_the_hubs_sst2_then_from_the_cache(
+    finetune, tmp_path, repositories
+):
+    with hub(repositories) as server:
+        run = finetune(
+            "--epochs", "3", "--output-dir", "run", **environment(server, tmp_path / "h")
+        )
+        assert run.code == 0, run.err
+    assert [line[:22] for line in run.out.splitlines()] == [
+        f"epoch {epoch}: {{'accuracy': " for epoch in range(3)
+    ]
+    assert "stands in" not in run.err and "the test split has no labels" in run.err
+    record = run_record(tmp_path)
+    assert record["replaced"] == {} and record["labels"] == ["negative", "positive"]
+    assert record["sentences"] == {"train": 40, "validation": 40}
+    config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert config["architectures"] == ["DistilBertForSequenceClassification"]
+    assert config["id2label"] == {"0": "negative", "1": "positive"}
+
+    # The Hub is gone; what it gave is in the cache, and what it was asked once is not asked again.
+    with hub(repositories, mode=503) as server:
+        started = time.monotonic()
+        again = finetune(
+            "--epochs", "3", "--output-dir", "2", **environment(server, tmp_path / "h")
+        )
+        seconds = time.monotonic() - started
+    assert again.code == 0 and again.out == run.out, again.err
+    assert "stands in" not in again.err
+    print(f"all cached, the Hub answers 503: {seconds:.1f} s for the run")
+
+
+def test_the_default_model_and_data_are_replaced_each_on_its_own(finetune, tmp_path, repositories):
+    only_model = {key: value for key, value in repositories.items() if key[0] == "models"}
+    home = tmp_path / "h"
+    with hub(only_model) as server:  # Puts the model in the cache.
+        run = finetune(
+            "--data",
+            "builtin",
+            "--max-train-samples",
+            "32",
+            "--epochs",
+            "1",
+            "--output-dir",
+            "first",
+            **environment(server, home),
+        )
+        assert run.code == 0, run.err
+    with hub({}, mode=503) as server:
+        run = finetune(
+            "--max-train-samples",
+            "32",
+            "--epochs",
+            "1",
+            "--output-dir",
+            "run",
+            **environment(server, home),
+        )
+    assert run.code == 0, run.err
+    assert run_record(tmp_path)["replaced"] == {"data": "sst2"}
+    assert run_record(tmp_path)["settings"]["model"] == MODEL
+
+
+def seconds_to_the_decision(flags: list[str], tmp_path: Path, **environment: str) -> float:
+    """From the start of the real program to the line that says what stands in."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "finetune.py"), *flags],
+        cwd=tmp_path,
+        env=os.environ | environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    started = time.monotonic()
+    seconds = next(
+        (time.monotonic() - started for line in process.stderr if "stands in" in line), None
+    )
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert out.count("epoch ") == 1 and seconds is not None
+    assert err.strip().splitlines()[-1].startswith("NOTE: what ships with this project")
+    return seconds
+
+
+@pytest.mark.parametrize("mode", ["no server", "silent", 503, 403, 407, "web page"])
+def test_where_the_hub_is_out_of_reach_builtin_stands_in_within_20_seconds(
+    tmp_path, repositories, mode
+):
+    flags = ["--epochs", "1", "--max-train-samples", "64", "--output-dir", "run"]
+    with hub(repositories, mode=mode) as server:
+        settings = environment(server, tmp_path / "h")
+        if mode == "no server":
+            settings["HF_ENDPOINT"] = "http://127.0.0.1:9"
+        seconds = seconds_to_the_decision(flags, tmp_path, **settings)
+    print(f"{mode}: decided after {seconds:.1f} s")
+    assert seconds < 20
+    assert run_record(tmp_path)["replaced"] == {"model": MODEL, "data": "sst2"}
+
+
+def check_error(run, tmp_path: Path, message: str) -> None:
+    assert run.code == 2, run.err
+    assert len(run.errors) == 1 and message in run.errors[0], run.err
+    assert "Traceback" not in run.err and "stands in" not in run.err and run.out == ""
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--model", "no/such-model"], "--model no/such-model: neither a folder here nor a model"),
+        (["--data", "no/such-data"], "--data no/such-data: neither a file or folder here nor"),
+        (["--data", "nyu-mll/glue:no-such-task"], "no-such-task"),
+    ],
+)
+def test_a_wrong_name_with_the_hub_up_is_an_error(finetune, tmp_path, repositories, flags, message):
+    with hub(repositories) as server:
+        run = finetune(*flags, "--output-dir", "run", **environment(server, tmp_path / "h"))
+    check_error(run, tmp_path, message)
+
+
+def test_a_download_that_is_cut_half_way_is_an_error_and_no_stand_in(
+    finetune, tmp_path, repositories
+):
+    with hub(repositories, mode="cut") as server:
+        run = finetune("--output-dir", "run", **environment(server, tmp_path / "h"))
+    check_error(run, tmp_path, f"--model {MODEL}: the download broke off")
+
+
+@pytest.mark.parametrize("flags", [["--model", MODEL], ["--data", "sst2"]])
+def test_a_name_that_the_user_gave_is_never_replaced(finetune, tmp_path, repositories, flags):
+    with hub(repositories, mode=503) as server:
+        run = finetune(*flags, "--output-dir", "run", **environment(server, tmp_path / "h"))
+    assert run.code == 2, run.err
+    assert len(run.errors) == 1 and flags[1] in run.errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_hub_data_set_of_pairs_keeps_its_own_order_of_labels(finetune, tmp_path, repositories):
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    lines = [{"premise": t, "hypothesis": "good", "label": label} for t, label in ROWS]
+    (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    names = "{class_label: {names: {'0': positive, '1': negative}}}"
+    (folder / "README.md").write_text(
+        "---\ndataset_info:\n  features:\n  - {name: premise, dtype: string}\n"
+        f"  - {{name: hypothesis, dtype: string}}\n  - {{name: label, dtype: {names}}}\n---\n"
+    )
+    with hub(repositories | {("datasets", "me/pairs"): folder}) as server:
+        run = finetune(
+            "--data",
+            "me/pairs",
+            "--epochs",
+            "1",
+            "--output-dir",
+            "run",
+            **environment(server, tmp_path / "h"),
+        )
+    assert run.code == 0, run.err
+    assert run_record(tmp_path)["labels"] == ["positive", "negative"]
+    assert run_record(tmp_path)["sentences"] == {"train": 36, "validation": 4}

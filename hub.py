@@ -98,8 +98,9 @@ def put_stand_ins(settings: SimpleNamespace, reason: str | None) -> dict[str, st
                 continue
             replaced[part] = default
             setattr(settings, part, "builtin")
+    if reason:
+        say(f"the Hub cannot be reached ({reason}); what its cache holds is used")
     if replaced:
-        say(f"the Hub cannot be reached ({reason})")
         say(stand_in_line(replaced))
     return replaced
 

@@ -1,5 +1,6 @@
 """The folder of a run on disk: each part of it written whole or not at all."""
 
+import contextlib
 import datetime
 import hashlib
 import importlib.metadata
@@ -8,14 +9,14 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TextIO
 
 from safetensors import SafetensorError
 
-from console import InputError, RunError
+from console import InputError, RunError, one_line
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "evaluate", "numpy", "safetensors")
 
@@ -84,16 +85,17 @@ def start_run(name: str | None, record: dict) -> Path:
 
 def append_line(file: Path, record: dict) -> None:
     """Add a record to a file of JSON lines."""
-    with file.open("a", encoding="utf-8") as lines:
+    with _told(file), file.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(record) + "\n")
 
 
 def write_record(folder: Path, record: dict) -> None:
     """Replace the run.json of a run."""
     aside = folder / "run.json.partial"
-    with aside.open("w", encoding="utf-8") as file:
-        _write(file, record)
-    aside.replace(folder / "run.json")
+    with _told(folder / "run.json"):
+        with aside.open("w", encoding="utf-8") as file:
+            _write(file, record)
+        aside.replace(folder / "run.json")
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
@@ -120,6 +122,18 @@ def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
         folder.rename(old)
     aside.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Errors of writing name what could not be written: those of a full disk don't."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise RunError(
+            f"{path} could not be written ({reason}); mend that, then run again"
+        ) from error
 
 
 def _write(file: TextIO, record: dict) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import time
@@ -98,6 +99,12 @@ def _stop(signal_number: int, frame: object) -> None:
     raise SystemExit(128 + signal_number)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device or the machine had too little memory; each says it in words of its own."""
+    said = re.search("out of memory|allocate|alloc_failed", str(error), re.IGNORECASE)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(said))
+
+
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
     """Turn what can go wrong into `error: …` lines on stderr and an exit code.
@@ -115,7 +122,7 @@ def exit_codes() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         problems, code = ["stdout was closed before the run was over"], 1
     except (RuntimeError, MemoryError, OSError) as error:
-        if type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
+        if is_out_of_memory(error):
             error = RunError(OUT_OF_MEMORY)
         elif not isinstance(error, RunError | OSError):
             raise

@@ -42,17 +42,18 @@ MAX_TRAIN_SAMPLES = None
 SEED = 42
 # At its highest, after the warm-up. None: 3e-5, which suits DistilBERT, or 1e-4 for builtin.
 LEARNING_RATE = None
-# The fraction of all steps in which the learning rate rises from 0; then it falls to 0 in a line.
+# The fraction of all steps in which the learning rate rises from 0, as AdamW's averages of the
+# gradients are poor at first; then it falls to 0 in a line. BERT and RoBERTa took 6 to 10 %.
 WARMUP = 0.06
-# How much weights of two or more dimensions shrink per step, as a fraction of the learning rate.
+# How much weights of two or more dimensions shrink a step, times the learning rate; BERT's value.
 WEIGHT_DECAY = 0.01
 # Longer gradients are scaled down to this length, so that one odd batch cannot throw the weights.
 MAX_GRAD_NORM = 1.0
 # Which epoch's model is kept: `best` by validation accuracy (of equals the earlier), or `last`.
 KEEP = "best"
-# auto, cuda, mps or cpu.
+# auto takes the fastest that is there, in this order: cuda, mps, cpu.
 DEVICE = "auto"
-# fp32, bf16 (half the memory and faster where the device has it), or auto: bf16 on such a GPU.
+# fp32; bf16 (faster where the device has it, weights stay fp32); auto: bf16 on a GPU that has it.
 PRECISION = "auto"
 # Let torch.compile write the device's code: minutes at the start for faster steps on a GPU.
 COMPILE = False
@@ -76,7 +77,7 @@ from torch.utils.data import DataLoader
 
 import data
 
-MicroBatches = list[dict[str, torch.Tensor]]
+MicroBatches = list[dict[str, torch.Tensor]]  # One batch, in parts that fit on the device.
 
 # ---- Train ----
 
@@ -203,15 +204,16 @@ def evaluate(
     from metric import Accuracy  # Takes seconds to import; the input is known to be right by now.
 
     model.eval()
-    metric, loss_sum = Accuracy(), 0.0
+    metric, loss_sum, sentences = Accuracy(), 0.0, 0
     with progress(len(loader), "batch", "evaluating") as bar:
         for micro_batches in loader:
             for batch in micro_batches:
                 logits, labels = forward(model, batch, settings)
                 metric.add_batch(predictions=logits.argmax(dim=-1).cpu(), references=labels.cpu())
                 loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
+                sentences += len(labels)
             bar.update()
-    return metric.compute(), loss_sum / len(loader.dataset)
+    return metric.compute(), loss_sum / sentences
 
 
 # ---- The whole run ----
@@ -233,25 +235,29 @@ def fit(
     collate = functools.partial(
         data.collate, pad_token_id=tokenizer.pad_token_id, most=settings.micro_batch_size
     )
-    load = functools.partial(DataLoader, collate_fn=collate, pin_memory=settings.device == "cuda")
+    make_loader = functools.partial(
+        DataLoader, collate_fn=collate, pin_memory=settings.device == "cuda"
+    )
 
-    def in_order(split: str, most: int | None = None) -> DataLoader[MicroBatches]:
+    def longest_first(split: str, most: int | None = None) -> DataLoader[MicroBatches]:
         batches = data.sorted_batches(tokens[split].lengths, settings.batch_size)
-        return load(tokens[split], batch_sampler=batches[:most])
+        return make_loader(tokens[split], batch_sampler=batches[:most])
 
     log = functools.partial(checkpoint.append_line, folder / "metrics.jsonl")
     optimizer = make_optimizer(model, settings)
-    # A first look at a few batches, so that a fault of the evaluation shows now, not in an hour.
-    evaluate(model, in_order("validation", most=2), settings)
+    # A first look at the longest sentences: what fails in the evaluation fails now, not in an hour.
+    evaluate(model, longest_first("validation", most=2), settings)
     kept: dict[str, float] = {}
     with progress(settings.epochs * len(train), "sentence", "training") as bar:
         for epoch in range(settings.epochs):
             order = data.epoch_batches(train.lengths, settings.batch_size, settings.seed, epoch)
-            batches = load(train, batch_sampler=order)
+            batches = make_loader(train, batch_sampler=order)
             train_epoch(model, optimizer, batches, settings, epoch, log, bar)
-            metrics, loss = evaluate(model, in_order("validation"), settings)
-            at = {"epoch": epoch, "step": (epoch + 1) * len(order)}
-            log(at | {"eval_loss": loss, "eval_accuracy": metrics["accuracy"]})
+            metrics, loss = evaluate(model, longest_first("validation"), settings)
+            step, steps = (epoch + 1) * len(order), settings.epochs * len(order)
+            stop_if_not_finite([loss], [loss], step - 1, steps, settings)
+            scores = {"eval_loss": loss, "eval_accuracy": metrics["accuracy"]}
+            log({"epoch": epoch, "step": step} | scores)
             result(f"epoch {epoch}: {metrics}")
             if not kept or settings.keep == "last" or metrics["accuracy"] > kept["accuracy"]:
                 models.save_model(model, tokenizer, folder / "model")
@@ -259,7 +265,7 @@ def fit(
     if "test" in tokens:  # Once, with the kept model as it was written.
         labels = list(model.config.id2label.values())
         saved, *_ = models.load_model(str(folder / "model"), labels, settings.max_length)
-        metrics, _ = evaluate(saved.to(model.device), in_order("test"), settings)
+        metrics, _ = evaluate(saved.to(model.device), longest_first("test"), settings)
         say(f"test: {metrics}")
         kept["test_accuracy"] = metrics["accuracy"]
     return kept
@@ -270,7 +276,7 @@ def main(settings: Settings, hub_problem: str | None) -> None:
     started = time.monotonic()
     settings.device = models.choose_device(settings.device)
     settings.precision = models.choose_precision(settings.precision, settings.device)
-    replaced = hub.put_stand_ins(settings, hub_problem)
+    replaced = hub.put_stand_ins(settings, hub_problem, models.find_model)
     settings.learning_rate = settings.learning_rate or models.learning_rate(settings.model)
     settings.micro_batch_size = settings.micro_batch_size or settings.batch_size
 

@@ -1,9 +1,9 @@
 """The Hugging Face Hub: is it there, what is fetched from it, and what stands in where it isn't."""
 
 import contextlib
-import re
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -19,14 +19,21 @@ if TYPE_CHECKING:
 # Only these may be replaced by `builtin`, and only where neither a flag nor an edit named them.
 DEFAULTS = {"model": "distilbert/distilbert-base-uncased", "data": "sst2"}
 SHORT_NAMES = {"sst2": "nyu-mll/glue:sst2"}
-MODEL_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-DATA_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
 SECONDS_FOR_AN_ANSWER = 10
 MODEL_FILES = [
     *("config.json", "model.safetensors", "model-*-of-*.safetensors", "*.safetensors.index.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
     *("spiece.model", "spm.model", "sentencepiece.bpe.model", "bpe.codes"),
 ]
+
+
+def is_id(name: str) -> bool:
+    """Whether `name` could be that of a repository on the Hub."""
+    try:
+        huggingface_hub.utils.validate_repo_id(name)
+    except errors.HFValidationError:
+        return False
+    return True
 
 
 def is_needed(part: str, name: str) -> bool:
@@ -76,25 +83,33 @@ def _why_out_of_reach(part: str, repository: str) -> str | None:
     thread.join(SECONDS_FOR_AN_ANSWER)
     if not outcome:
         return f"no answer in {SECONDS_FOR_AN_ANSWER} s"
+    status = getattr(getattr(outcome[0], "response", None), "status_code", None)
     if outcome[0] is None or isinstance(outcome[0], errors.RepositoryNotFoundError):
         return None
+    if status in (401, 429):  # The Hub's own: a token that has expired, too many questions.
+        raise InputError(f"the Hub refused to answer: {one_line(outcome[0])[:200]}")
     if isinstance(outcome[0], errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
     return one_line(outcome[0])[:200]
 
 
-def put_stand_ins(settings: SimpleNamespace, reason: str | None) -> dict[str, str]:
-    """Replace in `settings` what is default, on the Hub, out of reach and not cached by `builtin`.
+def put_stand_ins(
+    settings: SimpleNamespace, reason: str | None, find_model: Callable[[str], Path]
+) -> dict[str, str]:
+    """Replace in `settings` what is default, out of reach and not whole in the cache by `builtin`.
 
+    Args:
+        reason: why the Hub is out of reach; None where it isn't.
+        find_model: model.find_model, which refuses a cache that holds a model in part.
     Returns:
         The names that were replaced, by "model" and "data".
     """
-    fetch = {"model": fetch_model, "data": fetch_data}
+    find = {"model": find_model, "data": fetch_data}
     replaced = {}
     for part, default in DEFAULTS.items():
         if reason and part not in settings.given and getattr(settings, part) == default:
             with contextlib.suppress(InputError):
-                fetch[part](default)
+                find[part](default)
                 continue
             replaced[part] = default
             setattr(settings, part, "builtin")
@@ -123,7 +138,7 @@ def fetch_model(name: str) -> Path:
         problem = "its authors want to be asked first; ask on its page, then run `hf auth login`"
     except errors.RepositoryNotFoundError:
         problem = "neither a folder here nor a model on the Hub"
-    except errors.LocalEntryNotFoundError:  # Also what an incomplete cache raises.
+    except errors.LocalEntryNotFoundError:
         problem = "the Hub cannot be reached, and the cache does not hold it whole; name a folder"
     except Exception as error:  # A transfer that breaks off ends in any of a dozen errors.
         problem = f"the download broke off; run the command again ({one_line(error)[:200]})"

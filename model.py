@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 import hub
 from checkpoint import replace_folder
-from console import InputError, one_line, say
+from console import InputError, is_out_of_memory, one_line, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -67,7 +67,7 @@ def check_name(name: str) -> None:
         problems = folder_problems(path, name)
     elif path.is_file():
         problems = [f"--model {name}: a file; name the folder that holds config.json"]
-    elif not hub.MODEL_ID.fullmatch(name):
+    elif not hub.is_id(name):
         problems = [f"--model {name}: no such folder"]
     if problems:
         raise InputError(*problems)
@@ -273,6 +273,8 @@ def _check_lengths(
         with torch.inference_mode():
             model.eval()(**batch.convert_to_tensors("pt"))
     except Exception as error:  # An index out of range, a missing argument: what it can't do.
+        if is_out_of_memory(error):
+            raise
         found = one_line(error)[:200]
         raise InputError(
             f"--model {name}: cannot classify a padded batch of {length} tokens ({found})"

@@ -10,12 +10,12 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import hub
-from console import InputError, one_line, progress
+from console import InputError, RunError, one_line, progress
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,6 +48,7 @@ class Table(NamedTuple):
     rows: Callable[[list[str]], Rows]
     fingerprint: Callable[[], str]
     problems: Sequence[str] = ()  # What its first rows have shown.
+    names: Mapping[str, list[str]] = {}  # Columns of labels that the Hub has given names and order.
 
 
 def find_files(name: str) -> dict[str, Path] | None:
@@ -68,7 +69,8 @@ def find_files(name: str) -> dict[str, Path] | None:
         return {"train": path}
     if path.is_dir():
         return _split_files(path, name)
-    if hub.DATA_ID.fullmatch(name) and Path(name).suffix.lower() not in READERS:
+    repository = name.partition(":")[0]
+    if "/" in name and hub.is_id(repository) and path.suffix.lower() not in READERS:
         return None
     hint = "" if set("/.") & set(name) else "; a data set on the Hub is owner/name"
     raise InputError(f"--data {name}: no such file or folder{hint}")
@@ -103,7 +105,10 @@ def open_file(path: Path) -> Table:
     """
     read, problems = READERS[path.suffix.lower()], []
     first_rows = itertools.islice(read(path, problems), 100)
-    columns = list(dict.fromkeys(column for _, row in first_rows for column in row))
+    try:
+        columns = list(dict.fromkeys(column for _, row in first_rows for column in row))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     if not columns:
         raise InputError(*(problems or [f"{path}: no rows in it"]))
     unit = "row" if path.suffix.lower() == ".parquet" else "line"
@@ -130,7 +135,8 @@ def open_hub_split(split: "Dataset", name: str) -> Table:
                 row[column] = names[row[column]] if known else None
             yield number, row
 
-    return Table(name, "row", split.column_names, rows, lambda: split._fingerprint)
+    columns = split.column_names
+    return Table(name, "row", columns, rows, lambda: split._fingerprint, names=named)
 
 
 def find_columns(
@@ -191,9 +197,11 @@ def read_table(
             fingerprint=Hasher.hash((table.fingerprint(), text, label, labelled, "rows 1")),
         )
     except DatasetGenerationError as error:
-        raise error.__cause__ or error from None
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        raise RunError(f"{table.name}: {one_line(error.__cause__ or error)}") from error
     if len(read) == 0:
-        raise InputError(f"{table.name}: a header, and no rows below it")
+        raise InputError(f"{table.name}: no rows in it")
     return read
 
 
@@ -209,6 +217,10 @@ def _checked_rows(
                 problems.append(f"{where}: no text in {column!r}; fill it in or remove the row")
             elif not isinstance(value, str):
                 problems.append(f"{where}: {value!r} in {column!r} is no text; put it in quotes")
+            elif any("\ud800" <= character <= "\udfff" for character in value):
+                problems.append(
+                    f"{where}: half a character (\\ud…) in {column!r}; mend or remove it"
+                )
         name = _label_name(row.get(label)) if label else None
         if labelled and not name:
             problems.append(f"{where}: no label in {label!r}; fill it in or remove the row")
@@ -316,18 +328,17 @@ def _parquet_rows(path: Path, problems: list[str]) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
+    number = 0
     try:
         file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowException as error:
-        problems.append(f"{path}: not a parquet file ({one_line(error)})")
-        return
-    number = 0
-    with progress(file.metadata.num_rows, "row", f"reading {path.name}") as bar:
-        for batch in file.iter_batches(batch_size=1000):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-            bar.update(len(batch))
+        with progress(file.metadata.num_rows, "row", f"reading {path.name}") as bar:
+            for batch in file.iter_batches(batch_size=1000):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+                bar.update(len(batch))
+    except (pyarrow.ArrowException, OSError) as error:
+        problems.append(f"{path}: not a whole parquet file ({one_line(error)})")
 
 
 READERS = {

@@ -21,7 +21,7 @@ class Handler(BaseHTTPRequestHandler):
         mode = self.server.mode
         if mode == "silent":
             time.sleep(600)
-        if mode in (403, 407, 503):
+        if mode in (403, 407, 429, 503):
             return self.send(mode, b"refused")
         if mode == "web page":
             return self.send(200, b"<html>Please log in to the guest network</html>", "text/html")

@@ -68,21 +68,54 @@ def test_padding_is_under_5_percent_of_what_is_computed_on_sst2(batch_size):
     assert share < 0.05
 
 
+def test_who_meets_whom_in_a_batch_changes_with_the_epoch_on_small_data_too():
+    lengths = np.random.default_rng(0).integers(3, 60, 700)
+
+    def company(epoch: int) -> set[tuple[int, int]]:
+        batches = data.epoch_batches(lengths, 32, 42, epoch)
+        return {
+            (a, b) for batch in batches for a in batch.tolist() for b in batch.tolist() if a < b
+        }
+
+    assert len(company(0) & company(1)) < 0.3 * len(company(0))
+
+
+def test_evaluation_begins_with_the_longest_sentences():
+    lengths = np.random.default_rng(0).integers(3, 60, 700)
+    in_order = lengths[np.concatenate(data.sorted_batches(lengths, 32))]
+    assert (np.diff(in_order) <= 0).all()
+
+
+def test_a_subset_is_drawn_from_all_of_the_file(tmp_path):
+    texts = [f"text {number}" for number in range(300)]
+    split = make_text(tmp_path, texts).splits["train"]
+    lines = [data.subset(split, 50, seed)["line"][:] for seed in (1, 1, 2)]
+    assert lines[0] == lines[1] != lines[2] and len(set(lines[0])) == 50
+    assert min(lines[0]) < 60 and max(lines[0]) > 240
+
+
 @given(st.lists(st.lists(st.integers(1, 99), min_size=1), min_size=1), st.integers(1, 8))
 def test_micro_batches_hold_the_same_tokens_padded_to_their_own_longest(rows, most):
-    encoded = [{"input_ids": row, "labels": number} for number, row in enumerate(rows)]
+    encoded = [
+        {"input_ids": row, "token_type_ids": [1] * len(row), "labels": number}
+        for number, row in enumerate(rows)
+    ]
     batches = data.collate(encoded, pad_token_id=0, most=most)
     back = []
     for batch in batches:
         assert 1 <= len(batch["labels"]) <= most
         assert batch["input_ids"].shape == batch["attention_mask"].shape
+        assert torch.equal(batch["token_type_ids"], batch["attention_mask"])
         assert batch["attention_mask"].sum(1).max() == batch["input_ids"].shape[1]
         for ids, mask, label in zip(
             *(batch[key] for key in ("input_ids", "attention_mask", "labels")), strict=True
         ):
             assert ids[mask == 0].eq(0).all()
             assert mask.tolist() == sorted(mask.tolist(), reverse=True)
-            back.append({"input_ids": ids[mask == 1].tolist(), "labels": int(label)})
+            real = ids[mask == 1].tolist()
+            back.append(
+                {"input_ids": real, "token_type_ids": [1] * len(real), "labels": int(label)}
+            )
     assert back == encoded
 
 

@@ -114,6 +114,11 @@ def test_hundreds_of_classes_keep_their_ids(tmp_path):
     assert text.ids == {str(i): i for i in range(300)}
 
 
+def test_a_name_that_is_a_number_is_a_label_among_names(tmp_path):
+    rows = "".join(f"text {i},{('24', 'Lost', 'Heroes')[i % 3]}\n" for i in range(30))
+    assert load(tmp_path, "a.csv", "text,label\n" + rows).labels == ["24", "Heroes", "Lost"]
+
+
 @pytest.mark.parametrize("quoted", [True, False])
 def test_quotes_in_a_tsv_are_the_writers_or_the_texts(tmp_path, quoted):
     good, fine = ('"two\nlines ""x"""', '"tab\there"') if quoted else ('"good" he said', '"open')

@@ -82,6 +82,7 @@ def test_the_unchanged_command_trains_the_hubs_model_on_the_hubs_sst2_then_from_
         seconds = time.monotonic() - started
     assert again.code == 0 and again.out == run.out, again.err
     assert "stands in" not in again.err
+    assert not server.asked or all(name.startswith("/api/models/") for name in server.asked)
     print(f"all cached, the Hub answers 503: {seconds:.1f} s for the run")
 
 
@@ -114,6 +115,34 @@ def test_the_default_model_and_data_are_replaced_each_on_its_own(finetune, tmp_p
     assert run.code == 0, run.err
     assert run_record(tmp_path)["replaced"] == {"data": "sst2"}
     assert run_record(tmp_path)["settings"]["model"] == MODEL
+
+
+def test_a_cache_that_holds_the_default_model_in_part_is_not_used(finetune, tmp_path, repositories):
+    snapshots = tmp_path / "h" / "hub" / "models--distilbert--distilbert-base-uncased"
+    (snapshots / "refs").mkdir(parents=True)
+    (snapshots / "refs" / "main").write_text("0" * 40)
+    (snapshots / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        source = repositories["models", MODEL] / name
+        (snapshots / "snapshots" / ("0" * 40) / name).write_bytes(source.read_bytes())
+    with hub(repositories, mode=503) as server:
+        run = finetune(
+            "--max-train-samples",
+            "32",
+            "--epochs",
+            "1",
+            "--output-dir",
+            "run",
+            **environment(server, tmp_path / "h"),
+        )
+    assert run.code == 0, run.err
+    assert run_record(tmp_path)["replaced"] == {"model": MODEL, "data": "sst2"}
+
+
+def test_a_refusal_of_the_hub_itself_is_an_error_and_no_stand_in(finetune, tmp_path, repositories):
+    with hub(repositories, mode=429) as server:
+        run = finetune("--output-dir", "run", **environment(server, tmp_path / "h"))
+    check_error(run, tmp_path, "the Hub refused to answer")
 
 
 def seconds_to_the_decision(flags: list[str], tmp_path: Path, **environment: str) -> float:
@@ -193,12 +222,13 @@ def test_a_name_that_the_user_gave_is_never_replaced(finetune, tmp_path, reposit
 def test_a_hub_data_set_of_pairs_keeps_its_own_order_of_labels(finetune, tmp_path, repositories):
     folder = tmp_path / "pairs"
     folder.mkdir()
-    lines = [{"premise": t, "hypothesis": "good", "label": label} for t, label in ROWS]
+    lines = [{"premise": t, "hypothesis": "good", "Label": label} for t, label in ROWS]
     (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    # In capitals: its order of labels belongs to the column that is read, however it was found.
     names = "{class_label: {names: {'0': positive, '1': negative}}}"
     (folder / "README.md").write_text(
         "---\ndataset_info:\n  features:\n  - {name: premise, dtype: string}\n"
-        f"  - {{name: hypothesis, dtype: string}}\n  - {{name: label, dtype: {names}}}\n---\n"
+        f"  - {{name: hypothesis, dtype: string}}\n  - {{name: Label, dtype: {names}}}\n---\n"
     )
     with hub(repositories | {("datasets", "me/pairs"): folder}) as server:
         run = finetune(

@@ -31,8 +31,8 @@ def make_tokens(tmp_path, count: int) -> tuple:
     """`count` sentences of random words, with labels that can be learned."""
     words = ["film", "plot", "warm", "cold", "fine", "dull", "a", "the", "of", "and", "with"]
     choose = random.Random(0)
-    texts = [" ".join(choose.choices(words, k=choose.randint(2, 30))) for _ in range(count)]
-    rows = [(text, int(text.count("warm") > text.count("cold"))) for text in texts]
+    texts = [" ".join(choose.choices(words, k=choose.randint(2, 12))) for _ in range(count)]
+    rows = [(text, int("warm" in text)) for text in texts]
     for name in ("train", "dev"):
         lines = "".join(f"{text},{label}\n" for text, label in rows)
         (tmp_path / f"{name}.csv").write_text("text,label\n" + lines)
@@ -117,7 +117,7 @@ def test_50_losses_and_the_weights_equal_those_of_transformers_trainer(tmp_path)
     apart = largest_difference(ours, theirs)
     print(f"largest relative difference of 50 losses {worst:.1e}, of weights {apart:.1e}")
     assert worst < 1e-5 and apart < 1e-4 < moved
-    assert losses[0][-10:].mean() < 0.65 < losses[0][:10].mean()  # And both have learned.
+    assert losses[0][-10:].mean() < losses[0][:10].mean() - 0.1  # And both have learned.
 
 
 def test_micro_batches_of_4_train_as_the_whole_batch_of_32(tmp_path):
@@ -198,6 +198,7 @@ def test_two_runs_with_one_seed_write_the_same_bytes_and_another_seed_does_not(
     digests = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         flags = ["--model", tiny, "--data", "builtin", "--epochs", "2", "--seed", seed]
+        flags += ["--max-train-samples", "300"]
         run = finetune(*flags, "--output-dir", name)
         assert run.code == 0, run.err
         weights = tmp_path / name / "model" / "model.safetensors"
@@ -259,22 +260,102 @@ def test_evaluation_counts_every_sentence_once_as_a_pipeline_does(tmp_path):
     assert loss == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def test_of_equal_epochs_the_earlier_is_kept_and_the_best_is_what_is_written(
-    finetune, tmp_path, tiny
+@pytest.mark.parametrize(
+    "keep, scores, kept",
+    [
+        ("best", [0.5, 0.9, 0.7], 1),
+        ("best", [0.9, 0.9, 0.7], 0),  # Of equals the earlier.
+        ("last", [0.5, 0.9, 0.7], 2),
+    ],
+)
+def test_the_epoch_that_is_kept_is_the_one_written_and_the_one_tested(
+    tmp_path, monkeypatch, keep, scores, kept
 ):
-    # At this learning rate nothing changes, so that every epoch is as good as the first.
-    flags = ["--model", tiny, "--data", "builtin", "--epochs", "3", "--learning-rate", "1e-12"]
-    run = finetune(*flags, "--output-dir", "run")
-    assert len(set(line.split(": ", 1)[1] for line in run.out.splitlines())) == 1
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["result"]["epoch"] == 0
+    tokens, tokenizer, _ = make_tokens(tmp_path, 40)
+    model = no_dropout(tmp_path)
+    settings = make_settings("--keep", keep, "--epochs", "3", "--learning-rate", "1e-2")
+    settings.max_length = 64
+    weights = []
+
+    def evaluate(model, loader, settings):
+        weights.append({name: value.clone() for name, value in model.state_dict().items()})
+        # The first look, an evaluation each epoch, the test.
+        return {"accuracy": [0.0, *scores, 0.25][len(weights) - 1]}, 1.0
+
+    monkeypatch.setattr(script, "evaluate", evaluate)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    splits = {"train": tokens, "validation": tokens, "test": tokens}
+    result = script.fit(model, tokenizer, splits, settings, folder)
+    assert result == {"epoch": kept, "accuracy": scores[kept], "loss": 1.0, "test_accuracy": 0.25}
+    saved = models.load_model(str(folder / "model"), ["0", "1"], None)[0].state_dict()
+    for name, value in saved.items():
+        assert torch.equal(value, weights[1 + kept][name]) and torch.equal(value, weights[4][name])
+    assert not torch.equal(weights[1]["classifier.weight"], weights[3]["classifier.weight"])
+
+
+def test_training_has_dropout_and_evaluation_has_none(tmp_path):
+    tokens, *_ = make_tokens(tmp_path, 64)
+    torch.manual_seed(0)
+    model = models.load_model(str(save_tiny(tmp_path / "model")), ["0", "1"], None)[0]
+    modes = []
+    model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    settings = make_settings("--epochs", "1", "--learning-rate", "1e-3")
+    train(model, tokens, settings)
+    assert modes == [True, True]
+    collate = functools.partial(data.collate, pad_token_id=0, most=32)
+    batches = data.sorted_batches(tokens.lengths, 32)
+    loader = DataLoader(tokens, batch_sampler=batches, collate_fn=collate)
+    first, again = (script.evaluate(model, loader, settings) for _ in range(2))
+    assert modes[2:] == [False] * 4 and first == again
+
+
+def test_bf16_computes_in_bf16_and_keeps_weights_in_float32(tmp_path):
+    tokens, *_ = make_tokens(tmp_path, 32)
+    model = no_dropout(tmp_path)
+    (batch,) = data.collate(tokens.__getitems__(list(range(32))), 0, 32)
+    settings = make_settings()
+    whole, _ = script.forward(model, batch, settings)
+    settings.precision = "bf16"
+    half, _ = script.forward(model, batch, settings)
+    assert half.dtype == torch.float32 and {p.dtype for p in model.parameters()} == {torch.float32}
+    assert 1e-5 < (whole - half).abs().max() < 0.05
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "[enforce fail at alloc_cpu.cpp:120] DefaultCPUAllocator: can't allocate memory",
+        "MPS backend out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate",
+    ],
+)
+def test_each_way_of_running_out_of_memory_is_known(said):
+    from console import is_out_of_memory
+
+    assert is_out_of_memory(RuntimeError(said)) and is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+def test_a_log_file_gets_lines_with_rate_loss_and_time_left(monkeypatch, capsys):
+    import console
+
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LOG_LINES", 0)
+    with console.progress(total=200, unit="sentence", desc="training") as bar:
+        bar.start -= 10
+        bar.set_postfix_str("loss 0.321")
+        bar.update(50)
+    line = capsys.readouterr().err
+    assert line == "training: 50.0 of 200, 5.00sentence/s, 00:30 left, loss 0.321\n"
 
 
 def test_out_of_memory_names_the_micro_batch_size(finetune, tmp_path):
-    # Three sentences of 64 tokens in a layer this wide ask for more than any machine has.
-    save_tiny(tmp_path / "wide", hidden_dim=2**22, n_layers=1)
+    # 36 sentences of 64 tokens in a layer this wide take 9.7 GB; the process may have 8.6.
+    save_tiny(tmp_path / "wide", hidden_dim=2**20, n_layers=1)
     rows = "".join(f"{'word ' * 62}{text},{label}\n" for text, label in ROWS)
     (tmp_path / "a.csv").write_text("text,label\n" + rows.replace(" , ", " "))
-    limit = "import resource as r; r.setrlimit(r.RLIMIT_AS, (12 * 2**30, 12 * 2**30)); "
+    limit = "import resource as r; r.setrlimit(r.RLIMIT_AS, (8 * 2**30, 8 * 2**30)); "
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(limit)
     run = finetune(

@@ -70,11 +70,15 @@ def start_run(name: str | None, record: dict) -> Path:
     Raises:
         InputError: another run was quicker.
     """
-    folder = Path(name or time.strftime("runs/%Y-%m-%d-%H%M%S"))
-    while not name and folder.exists():  # Of two runs started together one takes the next second.
-        time.sleep(0.1)
-        folder = Path(time.strftime("runs/%Y-%m-%d-%H%M%S"))
-    folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        folder = Path(name or time.strftime("runs/%Y-%m-%d-%H%M%S"))
+        try:
+            folder.mkdir(parents=True, exist_ok=bool(name))
+            break
+        except FileExistsError:  # Of two runs started together one takes the next second.
+            if name:
+                raise InputError(f"--output-dir {folder}: not a folder; name another") from None
+            time.sleep(0.1)
     try:
         with (folder / "run.json").open("x", encoding="utf-8") as file:
             _write(file, record)
@@ -129,7 +133,10 @@ def _told(path: Path) -> Iterator[None]:
     """Errors of writing name what could not be written: those of a full disk don't."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        # Tokenizers reports a full disk by a plain Exception with the system's words in it.
+        if not isinstance(error, OSError | SafetensorError) and "os error" not in str(error):
+            raise
         reason = getattr(error, "strerror", None) or one_line(error)
         raise RunError(
             f"{path} could not be written ({reason}); mend that, then run again"

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -111,6 +112,9 @@ def exit_codes() -> Iterator[None]:
 
     2: the input is wrong; 1: the run could not go on; 130 and 143: stopped by Ctrl-C and SIGTERM.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # Closed by whoever started the program (`>&-`).
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
     try:
@@ -124,7 +128,11 @@ def exit_codes() -> Iterator[None]:
     except (RuntimeError, MemoryError, OSError) as error:
         if is_out_of_memory(error):
             error = RunError(OUT_OF_MEMORY)
-        elif not isinstance(error, RunError | OSError):
+        elif isinstance(error, OSError):
+            error = RunError(
+                f"{one_line(error)}; is the disk full, or HF_HOME (caches) not writable?"
+            )
+        elif not isinstance(error, RunError):
             raise
         problems, code = [one_line(error)], 1
     else:

@@ -20,7 +20,7 @@ datasets.disable_progress_bars()
 # holds sentences of one length; at most a quarter of the data, so that who meets whom in a batch
 # is another matter in each epoch.
 MOST_BATCHES_PER_BUCKET = 100
-NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
+NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d{1,3})?", re.IGNORECASE)
 
 
 class LabelledText(NamedTuple):
@@ -80,7 +80,7 @@ def load(
         say("the test split has no labels; it is left out")
     ids, labels = _label_ids(splits, opened, own_order)
     if "validation" not in splits:
-        splits = hold_out(splits, seed)
+        splits = hold_out(splits, ids, seed)
     return LabelledText(splits, labels, ids)
 
 
@@ -114,7 +114,7 @@ def _label_ids(
     numbers = {label for label in written if NUMBER.fullmatch(label)}
     canonical = {label: label for label in written}
     if numbers == written and not own_order:
-        canonical = {label: f"{Decimal(label).normalize():f}" for label in written}
+        canonical = {label: _plain_number(label) for label in written}
     trained = {canonical[label] for label in found["train"]}
     labels = own_order or sorted(trained, key=Decimal if numbers == written else None)
 
@@ -150,12 +150,20 @@ def _label_ids(
     return {label: labels.index(canonical[label]) for label in written}, labels
 
 
-def hold_out(splits: dict[str, datasets.Dataset], seed: int) -> dict[str, datasets.Dataset]:
+def _plain_number(text: str) -> str:
+    """The shortest way to write a number, exactly: 1 for 1.0 and +01, 0 for -0."""
+    written = f"{Decimal(text):f}"
+    written = written.rstrip("0").rstrip(".") if "." in written else written
+    return "0" if written == "-0" else written
+
+
+def hold_out(
+    splits: dict[str, datasets.Dataset], ids: dict[str, int], seed: int
+) -> dict[str, datasets.Dataset]:
     """A tenth of the training rows as validation, of each class alike; a class of one row stays."""
     train = splits["train"]
-    _, classes, rows_of_class = np.unique(
-        train["label"][:], return_inverse=True, return_counts=True
-    )
+    classes = np.array([ids[label] for label in train["label"]])
+    rows_of_class = np.bincount(classes)
     order = np.lexsort((generator(seed, "hold out").random(len(train)), classes))
     order = order[rows_of_class[classes[order]] > 1]
     # Every tenth of the rows in order of class: a tenth of each, and never the whole of one.
@@ -224,13 +232,8 @@ def tokenize(
 
     # The cache's key is made by hand: a tokenizer's state, and so its hash, changes with its use.
     tokenizer.backend_tokenizer.no_truncation()
-    content = (
-        split._fingerprint,
-        tokenizer.backend_tokenizer.to_str(),
-        max_length,
-        ids,
-        "tokens 1",
-    )
+    state = (tokenizer.backend_tokenizer.to_str(), tokenizer.truncation_side, max_length)
+    content = (split._fingerprint, state, sorted(columns), ids, "tokens 1")
     with progress(len(split), "sentence", f"tokenizing {what}") as bar:
         rows = split.map(
             encode,

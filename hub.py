@@ -29,8 +29,10 @@ MODEL_FILES = [
 
 def is_id(name: str) -> bool:
     """Whether `name` could be that of a repository on the Hub."""
+    from huggingface_hub.utils import validate_repo_id
+
     try:
-        huggingface_hub.utils.validate_repo_id(name)
+        validate_repo_id(name)
     except errors.HFValidationError:
         return False
     return True
@@ -159,5 +161,6 @@ def fetch_data(name: str) -> "DatasetDict":
     except datasets.exceptions.DatasetNotFoundError:
         problem = "neither a file or folder here nor a data set on the Hub"
     except Exception as error:  # No network, a wrong config, a script, a damaged file: all differ.
-        problem = f"cannot be fetched ({one_line(error)[:300]})"
+        here = "" if name in SHORT_NAMES else "no such file or folder here, and from the Hub it "
+        problem = f"{here}cannot be fetched ({one_line(error)[:300]})"
     raise InputError(f"--data {name}: {problem}")

@@ -6,6 +6,7 @@ transformers is imported where it is first needed: names and files are checked w
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -84,7 +85,7 @@ def folder_problems(folder: Path, name: str) -> list[str]:
             problems.append("config.json does not say a model_type")
     except FileNotFoundError:
         problems.append("no config.json in it")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OSError) as error:
         problems.append(f"config.json cannot be read ({one_line(error)})")
     weights = sorted(folder.glob("model*.safetensors"))
     if not weights:
@@ -92,6 +93,9 @@ def folder_problems(folder: Path, name: str) -> list[str]:
         found = f"only {pickled[0]}, and pickle can run code" if pickled else "no weights"
         problems.append(f"{found}; model.safetensors is needed (save_pretrained writes it)")
     for file in weights:
+        if not os.access(file, os.R_OK):
+            problems.append(f"{file.name}: no permission to read it")
+            continue
         try:
             with safe_open(file, framework="numpy"):
                 pass
@@ -259,6 +263,9 @@ def _check_lengths(
     import torch
 
     positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    for module in model.modules():  # RoBERTa numbers its positions from behind the padding's on.
+        if getattr(module, "num_embeddings", None) == positions and module.padding_idx is not None:
+            positions -= module.padding_idx + 1
     limit = min(tokenizer.model_max_length, positions)
     if asked is not None and asked > limit:
         raise InputError(f"--max-length: found {asked}; {name} takes at most {limit} tokens")

@@ -17,7 +17,7 @@ Settings = SimpleNamespace  # Each setting under its constant's name in small le
 
 
 def _at_least(least: int):
-    return lambda number: number >= least
+    return lambda number: least <= number < 2**31
 
 
 def _one_of(*names: str):
@@ -98,6 +98,8 @@ def read_settings(
                 CHECKS[name](value)
         except InputError as error:
             problems += error.problems
+        except OSError as error:  # A name too long, a folder closed to us.
+            problems.append(f"{_flag(name)} {value}: {error.strerror}")
         except ValueError as error:
             shown = _flag(name) if name.lower() in settings.given else f"the constant {name}"
             problems.append(f"{shown}: {error}; it must be {wanted}")

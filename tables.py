@@ -11,6 +11,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,7 +46,7 @@ class Table(NamedTuple):
     name: str
     unit: str
     columns: list[str]
-    rows: Callable[[list[str]], Rows]
+    rows: Callable[[list[str], list[str]], Rows]  # Of problems, to be added to, and columns.
     fingerprint: Callable[[], str]
     problems: Sequence[str] = ()  # What its first rows have shown.
     names: Mapping[str, list[str]] = {}  # Columns of labels that the Hub has given names and order.
@@ -82,7 +83,7 @@ def _split_files(folder: Path, name: str) -> dict[str, Path]:
         found = [
             file
             for file in sorted(folder.iterdir())
-            if file.stem.lower() in stems and file.suffix.lower() in READERS and file.is_file()
+            if file.stem.lower() in stems and file.suffix.lower() in READERS
         ]
         if len(found) > 1:
             names = " and ".join(file.name for file in found)
@@ -104,8 +105,8 @@ def open_file(path: Path) -> Table:
         InputError: it is empty, or its first rows can't be read.
     """
     read, problems = READERS[path.suffix.lower()], []
-    first_rows = itertools.islice(read(path, problems), 100)
     try:
+        first_rows = itertools.islice(read(path, problems), 100)
         columns = list(dict.fromkeys(column for _, row in first_rows for column in row))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
@@ -117,7 +118,10 @@ def open_file(path: Path) -> Table:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    return Table(str(path), unit, columns, lambda new: read(path, new), digest, problems)
+    def rows(problems: list[str], columns: list[str]) -> Rows:
+        return read(path, problems, columns)
+
+    return Table(str(path), unit, columns, rows, digest, problems)
 
 
 def open_hub_split(split: "Dataset", name: str) -> Table:
@@ -128,11 +132,11 @@ def open_hub_split(split: "Dataset", name: str) -> Table:
         if hasattr(feature, "names")
     }
 
-    def rows(problems: list[str]) -> Rows:
-        for number, row in enumerate(split, 1):
-            for column, names in named.items():
+    def rows(problems: list[str], columns: list[str]) -> Rows:
+        for number, row in enumerate(split.select_columns(columns), 1):
+            for column in named.keys() & row.keys():
                 known = row[column] is not None and row[column] >= 0  # −1: no label.
-                row[column] = names[row[column]] if known else None
+                row[column] = named[column][row[column]] if known else None
             yield number, row
 
     columns = split.column_names
@@ -164,9 +168,13 @@ def find_columns(
         return []
 
     text = find(text_columns, TEXT_COLUMNS, "--text-column", "text")
-    if not labelled and label_column is None and not lower.keys() & set(LABEL_COLUMNS):
-        return text, None
-    label = find([label_column] if label_column else None, LABEL_COLUMNS, "--label-column", "label")
+    there = lower.keys() & ({label_column.lower()} if label_column else set(LABEL_COLUMNS))
+    label = [None]
+    if labelled or there:
+        asked = [label_column] if label_column else None
+        label = find(asked, LABEL_COLUMNS, "--label-column", "label")
+    if len({*text, *label}) < len(text) + len(label):
+        problems.append(f"{table.name}: a column is used twice; name others with --text-column")
     if problems:
         raise InputError(*problems, *table.problems)
     return text, label[0]
@@ -209,19 +217,24 @@ def _checked_rows(
     table: Table, text: tuple[str, ...], label: str | None, labelled: bool
 ) -> Iterator[dict]:
     problems: list[str] = []
-    for number, row in table.rows(problems):
+    used = [*text, label] if label else [*text]
+    for number, row in table.rows(problems, used):
         where = f"{table.name}, {table.unit} {number}"
         for column in text:
             value = row.get(column)
             if value is None or (isinstance(value, str) and not value.strip()):
                 problems.append(f"{where}: no text in {column!r}; fill it in or remove the row")
             elif not isinstance(value, str):
-                problems.append(f"{where}: {value!r} in {column!r} is no text; put it in quotes")
-            elif any("\ud800" <= character <= "\udfff" for character in value):
-                problems.append(
-                    f"{where}: half a character (\\ud…) in {column!r}; mend or remove it"
-                )
-        name = _label_name(row.get(label)) if label else None
+                problems.append(f"{where}: {value!r} in {column!r} is no text, which is needed")
+        try:
+            name = _label_name(row.get(label)) if label else None
+        except TypeError:
+            problems.append(
+                f"{where}: {row[label]!r} in {label!r} is no word, number or truth value"
+            )
+            continue
+        if any(re.search("[\ud800-\udfff]", str(row.get(column))) for column in used):
+            problems.append(f"{where}: half a character (\\ud…) in it; mend or remove it")
         if labelled and not name:
             problems.append(f"{where}: no label in {label!r}; fill it in or remove the row")
         if len(problems) >= MOST_PROBLEMS:
@@ -239,7 +252,11 @@ def _label_name(value: object) -> str | None:
         return None
     if isinstance(value, str):
         return value.strip()
-    return json.dumps(value) if isinstance(value, (bool, int, float)) else repr(value)
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    if isinstance(value, Decimal):
+        return str(value)
+    raise TypeError(value)
 
 
 def _lines(path: Path, problems: list[str]) -> Iterator[str]:
@@ -266,7 +283,8 @@ def _dialect(path: Path) -> dict:
         return _tsv_dialect(path)
     header = next(_lines(path, []), "")
     # Excel writes `;` where the comma is the decimal point. It is what the header has most of.
-    return {"delimiter": max(",;\t", key=header.count), "strict": True}
+    bare = re.sub(r'"[^"]*"', "", header)
+    return {"delimiter": max(",;\t", key=bare.count), "strict": True}
 
 
 def _tsv_dialect(path: Path) -> dict:
@@ -286,14 +304,14 @@ def _tsv_dialect(path: Path) -> dict:
     return quoted if all_closed else plain
 
 
-def _delimited_rows(path: Path, problems: list[str]) -> Rows:
+def _delimited_rows(path: Path, problems: list[str], _: list[str] | None = None) -> Rows:
     reader = csv.reader(_lines(path, problems), **_dialect(path))
     columns, start = None, 1
     try:
         for fields in reader:
             number, start = start, reader.line_num + 1
             if columns is None:
-                columns = fields
+                columns = fields = [name.strip() for name in fields]
                 for name in {name for name in fields if fields.count(name) > 1}:
                     problems.append(
                         f"{path}, line 1: the column {name!r} is there twice; rename one"
@@ -303,17 +321,21 @@ def _delimited_rows(path: Path, problems: list[str]) -> Rows:
             elif fields:  # An empty line has none.
                 wanted = f"the header has {len(columns)}"
                 problems.append(f"{path}, line {number}: {len(fields)} fields where {wanted}")
+            if len(problems) >= MOST_PROBLEMS:
+                return
     except csv.Error as error:
         problems.append(f"{path}, line {start}: {one_line(error)}; check the quotes of this row")
 
 
-def _json_rows(path: Path, problems: list[str]) -> Rows:
+def _json_rows(path: Path, problems: list[str], _: list[str] | None = None) -> Rows:
     for number, line in enumerate(_lines(path, problems), 1):
+        if len(problems) >= MOST_PROBLEMS:
+            return
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.append(f"{path}, line {number}: not JSON ({one_line(error)})")
             continue
         if isinstance(row, dict):
@@ -324,21 +346,28 @@ def _json_rows(path: Path, problems: list[str]) -> Rows:
             )
 
 
-def _parquet_rows(path: Path, problems: list[str]) -> Rows:
+def _parquet_rows(path: Path, problems: list[str], columns: list[str] | None = None) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
-    number = 0
     try:
         file = pyarrow.parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            problems.append(f"{path}: the column {twice!r} is there twice; rename one")
+        elif columns is None and file.metadata.num_rows:  # What others hold may not be readable.
+            yield 1, dict.fromkeys(names)
+            return
+        number = 0
         with progress(file.metadata.num_rows, "row", f"reading {path.name}") as bar:
-            for batch in file.iter_batches(batch_size=1000):
+            for batch in file.iter_batches(batch_size=1000, columns=columns or []):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
                 bar.update(len(batch))
-    except (pyarrow.ArrowException, OSError) as error:
-        problems.append(f"{path}: not a whole parquet file ({one_line(error)})")
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path}: not a whole parquet file of UTF-8 text ({one_line(error)})")
 
 
 READERS = {

@@ -200,3 +200,8 @@ def test_the_same_data_is_never_tokenized_twice(tmp_path, tokenizer):
     assert calls == 0
     assert [first[i] for i in range(6)] == [again[i] for i in range(6)]
     assert tokenize(3)[1] > 0  # Another length is other data.
+    tokenizer.truncation_side = "left"
+    try:
+        assert tokenize(20)[1] > 0  # So is another side, or another model's inputs.
+    finally:
+        tokenizer.truncation_side = "right"

@@ -114,6 +114,59 @@ def test_hundreds_of_classes_keep_their_ids(tmp_path):
     assert text.ids == {str(i): i for i in range(300)}
 
 
+def test_one_number_however_written_is_one_label_and_large_ones_stay_apart(tmp_path):
+    spellings = ["1", "1.0", "01", "+1", "0", "0.0", "-0", "1e-7", "100000000000000000000000000001"]
+    spellings += ["100000000000000000000000000002", "1e2"]
+    rows = "".join(f"text {i},{label}\n" for i, label in enumerate(spellings * 2))
+    text = load(tmp_path, "a.csv", "text,label\n" + rows)
+    assert text.labels == ["0", "0.0000001", "1", "100", *spellings[8:10]]
+    assert text.ids["01"] == text.ids["+1"] == 2 and text.ids["-0"] == 0
+    assert len(text.splits["validation"]) == 3
+
+
+def test_columns_that_are_not_used_may_hold_anything(tmp_path):
+    odd = pyarrow.array([10**15] * 10, pyarrow.timestamp("s"))
+    columns = {
+        "text": [f"t{i}" for i in range(10)],
+        "label": [i % 2 for i in range(10)],
+        "odd": odd,
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    assert data.load(str(tmp_path / "a.parquet")).labels == ["0", "1"]
+    header = '"text","a;b;c", label\n'
+    rows = "".join(f"t{i},x,{i % 2}\n" for i in range(10))
+    assert load(tmp_path, "b.csv", header + rows).labels == ["0", "1"]
+
+
+def test_a_test_split_without_the_label_column_is_left_out_also_where_it_was_named(tmp_path):
+    (tmp_path / "train.csv").write_text("text,y\n" + "good,1\nbad,0\n" * 5)
+    (tmp_path / "test.csv").write_text("text\nfine\n")
+    assert data.load(str(tmp_path), label_column="y").splits.keys() == {"train", "validation"}
+    (tmp_path / "test.csv").write_text("id,words\n1,fine\n")
+    with pytest.raises(InputError, match=r"test\.csv: no column for the text"):
+        data.load(str(tmp_path), label_column="y")
+
+
+def test_a_file_that_is_wrong_throughout_is_told_in_20_lines(tmp_path):
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, "a.csv", "a title line\n" + "text,label\n" * 300)
+    assert 20 <= len(caught.value.problems) <= 22
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, "a.jsonl", "[\n" + "1,\n" * 300)
+    assert 20 <= len(caught.value.problems) <= 22
+
+
+def test_one_column_is_not_both_text_and_label(tmp_path):
+    load(tmp_path, "a.csv", "text,label\n" + "a,1\nb,0\n" * 3)
+    with pytest.raises(InputError, match="a column is used twice"):
+        data.load(str(tmp_path / "a.csv"), text_columns=["label"], label_column="label")
+
+
+def test_labels_that_are_no_words_or_numbers_are_refused(tmp_path):
+    with pytest.raises(InputError, match="line 1: \\[1\\] in 'label' is no word"):
+        load(tmp_path, "a.jsonl", '{"text": "a", "label": [1]}\n')
+
+
 def test_a_name_that_is_a_number_is_a_label_among_names(tmp_path):
     rows = "".join(f"text {i},{('24', 'Lost', 'Heroes')[i % 3]}\n" for i in range(30))
     assert load(tmp_path, "a.csv", "text,label\n" + rows).labels == ["24", "Heroes", "Lost"]

@@ -1,5 +1,6 @@
 """The training loop: equal to transformers' Trainer, to itself, and to what it says it does."""
 
+import concurrent.futures
 import functools
 import hashlib
 import json
@@ -190,6 +191,22 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_first_bad_step(
     assert "step 2: the loss or its gradient is not finite, at learning rate" in run.errors[0]
     assert "--learning-rate" in run.errors[0]
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_weights_that_the_last_step_ruined_are_not_kept(finetune, tmp_path, tiny):
+    flags = ["--model", tiny, "--data", "builtin", "--max-train-samples", "64", "--epochs", "1"]
+    run = finetune(*flags, "--learning-rate", "1e39", "--output-dir", "run")
+    assert run.code == 1 and "is not finite" in run.errors[0] and run.out == "", run.err
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_default_folders_of_runs_started_together_are_different(tmp_path, monkeypatch):
+    import checkpoint
+
+    monkeypatch.chdir(tmp_path)
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        folders = list(pool.map(lambda _: checkpoint.start_run(None, {}), range(3)))
+    assert len(set(folders)) == 3
 
 
 def test_two_runs_with_one_seed_write_the_same_bytes_and_another_seed_does_not(

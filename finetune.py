@@ -28,7 +28,7 @@ DATA = "sst2"
 TEXT_COLUMN = None
 # None: by the usual names, such as `label`.
 LABEL_COLUMN = None
-# Passes over the training data; DistilBERT is usually at its best after two or three.
+# Passes over the training data; BERT's authors advise two to four.
 EPOCHS = 3
 # Sentences per optimizer step, over all devices; BERT's authors advise 16 or 32.
 BATCH_SIZE = 32

@@ -14,6 +14,7 @@ from conftest import ROOT, ROWS, save_tiny
 from hub_server import hub
 
 MODEL = "distilbert/distilbert-base-uncased"
+SHORT = ["--max-train-samples", "32", "--epochs", "1"]
 CARD = """---
 configs:
 - config_name: sst2
@@ -90,28 +91,11 @@ def test_the_default_model_and_data_are_replaced_each_on_its_own(finetune, tmp_p
     only_model = {key: value for key, value in repositories.items() if key[0] == "models"}
     home = tmp_path / "h"
     with hub(only_model) as server:  # Puts the model in the cache.
-        run = finetune(
-            "--data",
-            "builtin",
-            "--max-train-samples",
-            "32",
-            "--epochs",
-            "1",
-            "--output-dir",
-            "first",
-            **environment(server, home),
-        )
+        flags = [*SHORT, "--data", "builtin", "--output-dir", "first"]
+        run = finetune(*flags, **environment(server, home))
         assert run.code == 0, run.err
     with hub({}, mode=503) as server:
-        run = finetune(
-            "--max-train-samples",
-            "32",
-            "--epochs",
-            "1",
-            "--output-dir",
-            "run",
-            **environment(server, home),
-        )
+        run = finetune(*SHORT, "--output-dir", "run", **environment(server, home))
     assert run.code == 0, run.err
     assert run_record(tmp_path)["replaced"] == {"data": "sst2"}
     assert run_record(tmp_path)["settings"]["model"] == MODEL
@@ -126,15 +110,7 @@ def test_a_cache_that_holds_the_default_model_in_part_is_not_used(finetune, tmp_
         source = repositories["models", MODEL] / name
         (snapshots / "snapshots" / ("0" * 40) / name).write_bytes(source.read_bytes())
     with hub(repositories, mode=503) as server:
-        run = finetune(
-            "--max-train-samples",
-            "32",
-            "--epochs",
-            "1",
-            "--output-dir",
-            "run",
-            **environment(server, tmp_path / "h"),
-        )
+        run = finetune(*SHORT, "--output-dir", "run", **environment(server, tmp_path / "h"))
     assert run.code == 0, run.err
     assert run_record(tmp_path)["replaced"] == {"model": MODEL, "data": "sst2"}
 

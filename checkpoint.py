@@ -79,11 +79,18 @@ def start_run(name: str | None, record: dict) -> Path:
             if name:
                 raise InputError(f"--output-dir {folder}: not a folder; name another") from None
             time.sleep(0.1)
-    try:
-        with (folder / "run.json").open("x", encoding="utf-8") as file:
-            _write(file, record)
-    except FileExistsError:
-        raise InputError(f"--output-dir {folder}: it holds a run; name a new folder") from None
+    record_file = folder / "run.json"
+    with _told(record_file):
+        try:
+            file = record_file.open("x", encoding="utf-8")
+        except FileExistsError:
+            raise InputError(f"--output-dir {folder}: it holds a run; name a new folder") from None
+        try:
+            with file:
+                _write(file, record)
+        except BaseException:
+            record_file.unlink()  # A folder with half of it would hold a run that never was.
+            raise
     return folder
 
 
@@ -109,23 +116,22 @@ def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
         RunError: it could not be written; what was there before is untouched.
     """
     aside, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    try:
-        fill(aside)
-        for file in aside.iterdir():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-    except (OSError, SafetensorError) as error:
+    with _told(folder):
         shutil.rmtree(aside, ignore_errors=True)
-        raise RunError(
-            f"{folder} could not be written ({error}); make space, then run again"
-        ) from None
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    aside.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+        aside.mkdir()
+        try:
+            fill(aside)
+            for file in aside.iterdir():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        aside.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager

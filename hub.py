@@ -58,9 +58,7 @@ def ask(settings: SimpleNamespace) -> str | None:
     reason = _why_out_of_reach(parts[0], SHORT_NAMES.get(name, name).partition(":")[0])
     if reason:
         huggingface_hub.constants.HF_HUB_OFFLINE = True
-        if datasets := sys.modules.get(
-            "datasets"
-        ):  # It copied the constant if it is imported by now.
+        if datasets := sys.modules.get("datasets"):  # It has copied the constant.
             datasets.config.HF_HUB_OFFLINE = True
     return reason
 
@@ -82,7 +80,10 @@ def _why_out_of_reach(part: str, repository: str) -> str | None:
 
     thread = threading.Thread(target=ask_once, daemon=True)
     thread.start()
-    thread.join(SECONDS_FOR_AN_ANSWER)
+    thread.join(2)
+    if not outcome:
+        say(f"waiting for the Hub, {SECONDS_FOR_AN_ANSWER} s at most")
+    thread.join(SECONDS_FOR_AN_ANSWER - 2)
     if not outcome:
         return f"no answer in {SECONDS_FOR_AN_ANSWER} s"
     status = getattr(getattr(outcome[0], "response", None), "status_code", None)
@@ -156,6 +157,8 @@ def fetch_data(name: str) -> "DatasetDict":
     import datasets  # Here, because it takes a second: see the top of finetune.py.
 
     repository, _, config = SHORT_NAMES.get(name, name).partition(":")
+    if sys.stderr.isatty():  # What is fetched can be gigabytes.
+        datasets.enable_progress_bars()
     try:
         return datasets.load_dataset(repository, config or None)
     except datasets.exceptions.DatasetNotFoundError:
@@ -163,4 +166,6 @@ def fetch_data(name: str) -> "DatasetDict":
     except Exception as error:  # No network, a wrong config, a script, a damaged file: all differ.
         here = "" if name in SHORT_NAMES else "no such file or folder here, and from the Hub it "
         problem = f"{here}cannot be fetched ({one_line(error)[:300]})"
+    finally:
+        datasets.disable_progress_bars()
     raise InputError(f"--data {name}: {problem}")

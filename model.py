@@ -121,9 +121,7 @@ def find_model(name: str) -> Path:
 
 
 def _find_builtin() -> Path:
-    package = importlib.util.find_spec(
-        BUILTIN_PACKAGE
-    )  # Finds the folder without running its code.
+    package = importlib.util.find_spec(BUILTIN_PACKAGE)  # Found without running its code.
     if package is None:
         raise InputError("--model builtin: not installed; run `pip install -r requirements.txt`")
     folder = Path(package.submodule_search_locations[0]) / "model"
@@ -170,9 +168,7 @@ def load_model(
             output_loading_info=True,
             trust_remote_code=False,
         )
-    except (
-        Exception
-    ) as error:  # Whatever a damaged checkpoint can raise, the person needs its name.
+    except Exception as error:  # Damage can raise anything; the person needs to know whose.
         raise InputError(f"--model {name}: cannot be loaded ({one_line(error)[:300]})") from error
     new_head = _check_weights(model, report, name)
     if new_head:

@@ -383,13 +383,21 @@ def test_out_of_memory_names_the_micro_batch_size(finetune, tmp_path):
     assert "--micro-batch-size" in run.errors[0] and "Traceback" not in run.err
 
 
-def test_a_full_disk_ends_the_run_with_one_line_and_keeps_what_was_whole(finetune, tmp_path, tiny):
+@pytest.mark.parametrize("first_to_fail", ["weights", "tokenizer"])
+def test_a_full_disk_ends_the_run_with_one_line_and_keeps_what_was_whole(
+    finetune, tmp_path, first_to_fail
+):
+    # Weights of 4 MB before a tokenizer of 0.7; or weights that fit, where the tokenizer does not.
+    narrow = {"dim": 2, "hidden_dim": 2, "n_heads": 1} if first_to_fail == "tokenizer" else {}
+    size = 2**19 if first_to_fail == "tokenizer" else 2**21
+    save_tiny(tmp_path / "model", **narrow)
     limit = "import resource as r, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-    limit += "r.setrlimit(r.RLIMIT_FSIZE, (2 * 2**20, 2 * 2**20))"
+    limit += f"r.setrlimit(r.RLIMIT_FSIZE, ({size}, {size}))"
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(limit)
-    flags = ["--model", tiny, "--data", "builtin", "--output-dir", "run"]
+    flags = ["--model", "model", "--data", "builtin", "--output-dir", "run"]
     run = finetune(*flags, PYTHONPATH=str(tmp_path / "site"))
     assert run.code == 1 and len(run.errors) == 1, run.err
-    assert "could not be written" in run.errors[0] and "Traceback" not in run.err
+    assert "model could not be written" in run.errors[0] and "Traceback" not in run.err
+    assert "File too large" in run.errors[0] or "os error 27" in run.errors[0]
     assert sorted(f.name for f in (tmp_path / "run").iterdir()) == ["metrics.jsonl", "run.json"]

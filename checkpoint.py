@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -16,6 +15,7 @@ from typing import TextIO
 
 from safetensors import SafetensorError
 
+import model_files
 from console import InputError, RunError, one_line
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "evaluate", "numpy", "safetensors")
@@ -37,13 +37,10 @@ def check_output(name: str | None) -> None:
         raise InputError(f"--output-dir {folder}: {problem}")
 
 
-def describe_run(settings: SimpleNamespace, replaced: dict, text, model) -> dict:
+def describe_run(settings: SimpleNamespace, replaced: dict, text) -> dict:
     """What run.json says at the start: enough to repeat the run, and to see that it was."""
     import torch
 
-    weights = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        weights.update(name.encode() + tensor.contiguous().numpy().tobytes())
     on_gpu = settings.device == "cuda"
     return {
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -53,7 +50,7 @@ def describe_run(settings: SimpleNamespace, replaced: dict, text, model) -> dict
         "sentences": {split: len(rows) for split, rows in text.splits.items()},
         "fingerprints": {
             "data": {split: rows._fingerprint for split, rows in text.splits.items()},
-            "model": weights.hexdigest(),
+            "model": model_files.fingerprint(settings.model),
         },
         "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or "cpu",
         "versions": {"python": platform.python_version()}

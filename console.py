@@ -95,9 +95,27 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _stop(signal_number: int, frame: object) -> None:
-    say(f"stopped by {signal.Signals(signal_number).name}")
-    raise SystemExit(128 + signal_number)
+def end_on_signals() -> None:
+    """From now on Ctrl-C and SIGTERM end the program at once, with 130 and 143, in one line."""
+    signal.signal(signal.SIGINT, _end)
+    signal.signal(signal.SIGTERM, _end)
+
+
+def _end(signal_number: int, frame: object) -> None:
+    # No exception: libraries swallow those that come while they are imported, and go on by halves.
+    # No print: it fails where the signal comes in the middle of another print.
+    with contextlib.suppress(OSError):
+        os.write(2, f"\nstopped by {signal.Signals(signal_number).name}\n".encode())
+    os._exit(128 + signal_number)
+
+
+@contextlib.contextmanager
+def gather(problems: list[str]) -> Iterator[None]:
+    """Keep the problems of an InputError for later, so that all are told at once."""
+    try:
+        yield
+    except InputError as error:
+        problems += error.problems
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -110,13 +128,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 def exit_codes() -> Iterator[None]:
     """Turn what can go wrong into `error: …` lines on stderr and an exit code.
 
-    2: the input is wrong; 1: the run could not go on; 130 and 143: stopped by Ctrl-C and SIGTERM.
+    2: the input is wrong; 1: the run could not go on.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # Closed by whoever started the program (`>&-`).
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
-    signal.signal(signal.SIGINT, _stop)
-    signal.signal(signal.SIGTERM, _stop)
     try:
         yield
     except InputError as error:
@@ -128,6 +144,8 @@ def exit_codes() -> Iterator[None]:
     except (RuntimeError, MemoryError, OSError) as error:
         if is_out_of_memory(error):
             error = RunError(OUT_OF_MEMORY)
+        elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            error = RunError(f"--compile: {one_line(error)[:300]}; run without it")
         elif isinstance(error, OSError):
             error = RunError(
                 f"{one_line(error)}; is the disk full, or HF_HOME (caches) not writable?"

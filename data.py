@@ -1,8 +1,7 @@
 """Labelled text in, batches of tensors out: load, tokenize once, batch by length."""
 
-import re
+import functools
 from collections.abc import Sequence
-from decimal import Decimal
 from typing import NamedTuple
 
 import datasets
@@ -11,6 +10,7 @@ import pyarrow.compute
 import torch
 
 import hub
+import labels
 import tables
 from console import InputError, progress, say
 
@@ -20,19 +20,21 @@ datasets.disable_progress_bars()
 # holds sentences of one length; at most a quarter of the data, so that who meets whom in a batch
 # is another matter in each epoch.
 MOST_BATCHES_PER_BUCKET = 100
-NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d{1,3})?", re.IGNORECASE)
 
 
 class LabelledText(NamedTuple):
     """The splits of a data set (`train`, `validation`, perhaps `test`) and the classes in it.
 
     A split has the columns of `tables.read_table`; `labels` are the names of the classes in the
-    order of their ids; `ids` gives the id of each label as the data writes it.
+    order of their ids; `ids` gives the id of each label as the data writes it; `text_columns` (one,
+    or two of a pair) and `label_column` are those that were read.
     """
 
     splits: dict[str, datasets.Dataset]
     labels: list[str]
     ids: dict[str, int]
+    text_columns: list[str]
+    label_column: str
 
 
 def generator(seed: int, use: str, *when: int) -> np.random.Generator:
@@ -68,93 +70,35 @@ def load(
             else:
                 table = tables.open_hub_split(source, f"--data {name}, {split}")
             text, label = tables.find_columns(table, text_columns, label_column, labelled)
-            splits[split] = tables.read_table(table, text, label, labelled)
-            opened[split] = table
+            # What train has is read of the others too, and not another column with a usual name.
+            text_columns, label_column = text_columns or text, label_column or label
             own_order = own_order or table.names.get(label)
+            opened[split] = table
+            splits[split] = tables.read_table(table, text, label, labelled)
         except InputError as error:
             problems += error.problems
     if problems:
         raise InputError(*problems)
-    if "test" in splits and set(splits["test"].unique("label")) <= {None, "-1"}:
+    if "test" in splits and not labels.has_labels(splits["test"], splits["train"]):
         del splits["test"]
         say("the test split has no labels; it is left out")
-    ids, labels = _label_ids(splits, opened, own_order)
+    ids, names = labels.label_ids(splits, opened, own_order)
     if "validation" not in splits:
         splits = hold_out(splits, ids, seed)
-    return LabelledText(splits, labels, ids)
+    return LabelledText(splits, names, ids, text_columns, label_column)
 
 
 def _hub_splits(name: str) -> dict[str, datasets.Dataset]:
     """The splits of a data set on the Hub, by our names for them."""
     found = hub.fetch_data(name)
     splits = {
-        split: found[stem]
+        split: found[next(filter(found.__contains__, stems))]
         for split, stems in tables.SPLIT_NAMES.items()
-        for stem in reversed(stems)
-        if stem in found
+        if not found.keys().isdisjoint(stems)
     }
     if "train" not in splits:
         raise InputError(f"--data {name}: no train split; the splits are {', '.join(found)}")
     return splits
-
-
-def _label_ids(
-    splits: dict[str, datasets.Dataset],
-    opened: dict[str, tables.Table],
-    own_order: list[str] | None,
-) -> tuple[dict[str, int], list[str]]:
-    """Ids in sorted order: numbers by value, words as text, a Hub data set's names in its own."""
-    found = {
-        split: {
-            row["values"]: row["counts"] for row in rows.data["label"].value_counts().to_pylist()
-        }
-        for split, rows in splits.items()
-    }
-    written = {label for labels in found.values() for label in labels if label is not None}
-    numbers = {label for label in written if NUMBER.fullmatch(label)}
-    canonical = {label: label for label in written}
-    if numbers == written and not own_order:
-        canonical = {label: _plain_number(label) for label in written}
-    trained = {canonical[label] for label in found["train"]}
-    labels = own_order or sorted(trained, key=Decimal if numbers == written else None)
-
-    def where(split: str, label: str) -> str:
-        row = splits[split][pyarrow.compute.index(splits[split].data["label"], label).as_py()]
-        return f"{opened[split].name}, {opened[split].unit} {row['line']}: the label {label!r}"
-
-    train = opened["train"].name
-    problems = []
-    if trained == {"-1"}:
-        problems.append(f"{train}: every label is -1, as in a test file; name a labelled file")
-    elif len(trained) < 2:
-        problems.append(f"{train}: only one class, {min(trained)!r}; there must be two or more")
-    elif len(trained) >= len(splits["train"]):
-        problems.append(
-            f"{train}: as many classes as sentences ({len(trained)}); name another --label-column"
-        )
-    for split in found:
-        for label in sorted(label for label in found[split] if label is not None):
-            if canonical[label] not in trained and not problems:
-                problems.append(
-                    f"{where(split, label)} is not in the training data; mend or add it"
-                )
-        if split == "test" and None in found[split]:
-            problems.append(f"{opened[split].name}: some rows have a label and some have none")
-    if numbers != written and not own_order and not problems:
-        # A slip of the pen, where words are next to none among numbers; "24" among names is a name.
-        for label in sorted(written - numbers):
-            if numbers and found["train"].get(label, 0) <= len(splits["train"]) / 100 + 1:
-                problems.append(f"{where('train', label)} stands among numbers; mend or remove it")
-    if problems:
-        raise InputError(*problems)
-    return {label: labels.index(canonical[label]) for label in written}, labels
-
-
-def _plain_number(text: str) -> str:
-    """The shortest way to write a number, exactly: 1 for 1.0 and +01, 0 for -0."""
-    written = f"{Decimal(text):f}"
-    written = written.rstrip("0").rstrip(".") if "." in written else written
-    return "0" if written == "-0" else written
 
 
 def hold_out(
@@ -231,6 +175,7 @@ def tokenize(
         }
 
     # The cache's key is made by hand: a tokenizer's state, and so its hash, changes with its use.
+    tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
     state = (tokenizer.backend_tokenizer.to_str(), tokenizer.truncation_side, max_length)
     content = (split._fingerprint, state, sorted(columns), ids, "tokens 1")
@@ -270,6 +215,18 @@ def sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """The row numbers of each batch of an evaluation, the longest rows first."""
     order = np.argsort(-lengths, kind="stable")
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def make_loader(
+    tokens: TokenizedText, batches: list[np.ndarray], pad_token_id: int, most: int, device: str
+) -> torch.utils.data.DataLoader[list[dict[str, torch.Tensor]]]:
+    """The `batches` of row numbers as tensors, each in micro-batches of at most `most` rows."""
+    return torch.utils.data.DataLoader(
+        tokens,
+        batch_sampler=batches,
+        collate_fn=functools.partial(collate, pad_token_id=pad_token_id, most=most),
+        pin_memory=device == "cuda",
+    )
 
 
 def collate(rows: Sequence[dict], pad_token_id: int, most: int) -> list[dict[str, torch.Tensor]]:

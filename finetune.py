@@ -5,6 +5,11 @@ python finetune.py --data reviews.csv                 your own table of texts an
 python finetune.py --model builtin --data builtin     what is installed here, without a network
 """
 
+import console
+
+if __name__ == "__main__":
+    console.end_on_signals()
+
 import functools
 import math
 import sys
@@ -15,7 +20,8 @@ from pathlib import Path
 import checkpoint
 import hub
 import model as models
-from console import Progress, RunError, exit_codes, progress, result, say
+import model_files
+from console import InputError, Progress, RunError, progress, result, say
 from settings import Settings, read_settings
 
 # ---- Settings: each constant is also a flag (`BATCH_SIZE` is `--batch-size`). ----
@@ -47,7 +53,8 @@ LEARNING_RATE = None
 WARMUP = 0.06
 # How much weights of two or more dimensions shrink a step, times the learning rate; BERT's value.
 WEIGHT_DECAY = 0.01
-# Longer gradients are scaled down to this length, so that one odd batch cannot throw the weights.
+# Longer gradients are scaled down to this length, so that one odd batch cannot throw the weights;
+# 0: never.
 MAX_GRAD_NORM = 1.0
 # Which epoch's model is kept: `best` by validation accuracy (of equals the earlier), or `last`.
 KEEP = "best"
@@ -65,7 +72,7 @@ OUTPUT_DIR = None
 if __name__ == "__main__":
     # Read before the libraries below, whose import takes seconds: --help and a wrong flag are
     # answered at once. The Hub is asked here too: where it is silent, those would wait for minutes.
-    with exit_codes():
+    with console.exit_codes():
         settings = read_settings(globals(), sys.argv[1:])
         hub_problem = hub.ask(settings)
 
@@ -130,7 +137,7 @@ def training_step(
         share = F.cross_entropy(logits, labels, reduction="sum") / sentences
         share.backward()
         loss += share.detach()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm or math.inf)
     optimizer.step()
     return loss, norm
 
@@ -159,26 +166,24 @@ def train_epoch(
         # Dropout's numbers follow from the step alone, so that any step can be repeated.
         torch.manual_seed(int(data.generator(settings.seed, "dropout", step).integers(2**63)))
         window.append(torch.stack(training_step(model, optimizer, micro_batches, settings)))
-        step_sentences = sum(len(batch["labels"]) for batch in micro_batches)
-        sentences += step_sentences
+        size = sum(len(batch["labels"]) for batch in micro_batches)
+        sentences += size
         if (step + 1) % settings.log_every == 0 or (step + 1) % len(loader) == 0:
             # Read here alone: each reading makes the device wait for Python.
             losses, norms = torch.stack(window).T.tolist()
             stop_if_not_finite(losses, norms, step, steps, settings)
-            loss = sum(losses) / len(losses)
             line = {
                 "step": step + 1,
                 "epoch": epoch,
-                "loss": loss,
+                "loss": sum(losses) / len(losses),
                 "learning_rate": learning_rate_at(step, steps, settings),
                 "grad_norm": norms[-1],
                 "samples_per_second": round(sentences / (time.monotonic() - started), 1),
             }
             log(line)
-            bar.set_postfix_str(f"epoch {epoch}, loss {loss:.3f}", refresh=False)
-            window.clear()
-            sentences, started = 0, time.monotonic()
-        bar.update(step_sentences)
+            bar.set_postfix_str(f"epoch {epoch}, loss {line['loss']:.3f}", refresh=False)
+            window, sentences, started = [], 0, time.monotonic()
+        bar.update(size)
 
 
 def stop_if_not_finite(
@@ -231,33 +236,32 @@ def fit(
     Returns:
         The kept epoch (from 0), its accuracy and loss on validation, and its accuracy on test.
     """
-    train = tokens["train"]
-    collate = functools.partial(
-        data.collate, pad_token_id=tokenizer.pad_token_id, most=settings.micro_batch_size
-    )
-    make_loader = functools.partial(
-        DataLoader, collate_fn=collate, pin_memory=settings.device == "cuda"
-    )
 
-    def longest_first(split: str, most: int | None = None) -> DataLoader[MicroBatches]:
+    def loader(split: str, batches: list) -> DataLoader[MicroBatches]:
+        padding, most = tokenizer.pad_token_id, settings.micro_batch_size
+        return data.make_loader(tokens[split], batches, padding, most, settings.device)
+
+    def score(model: nn.Module, split: str, most: int | None = None) -> tuple[dict, float]:
         batches = data.sorted_batches(tokens[split].lengths, settings.batch_size)
-        return make_loader(tokens[split], batch_sampler=batches[:most])
+        return evaluate(model, loader(split, batches[:most]), settings)
 
     log = functools.partial(checkpoint.append_line, folder / "metrics.jsonl")
     optimizer = make_optimizer(model, settings)
     # A first look at the longest sentences: what fails in the evaluation fails now, not in an hour.
-    evaluate(model, longest_first("validation", most=2), settings)
+    score(model, "validation", most=2)
     kept: dict[str, float] = {}
-    with progress(settings.epochs * len(train), "sentence", "training") as bar:
+    lengths = tokens["train"].lengths
+    with progress(settings.epochs * len(lengths), "sentence", "training") as bar:
         for epoch in range(settings.epochs):
-            order = data.epoch_batches(train.lengths, settings.batch_size, settings.seed, epoch)
-            batches = make_loader(train, batch_sampler=order)
-            train_epoch(model, optimizer, batches, settings, epoch, log, bar)
-            metrics, loss = evaluate(model, longest_first("validation"), settings)
-            step, steps = (epoch + 1) * len(order), settings.epochs * len(order)
-            stop_if_not_finite([loss], [loss], step - 1, steps, settings)
+            batches = data.epoch_batches(lengths, settings.batch_size, settings.seed, epoch)
+            train_epoch(model, optimizer, loader("train", batches), settings, epoch, log, bar)
+            metrics, loss = score(model, "validation")
+            if not math.isfinite(loss):
+                raise RunError(
+                    f"epoch {epoch}: the validation loss is not finite; try a lower --learning-rate"
+                )
             scores = {"eval_loss": loss, "eval_accuracy": metrics["accuracy"]}
-            log({"epoch": epoch, "step": step} | scores)
+            log({"epoch": epoch, "step": (epoch + 1) * len(batches)} | scores)
             result(f"epoch {epoch}: {metrics}")
             if not kept or settings.keep == "last" or metrics["accuracy"] > kept["accuracy"]:
                 models.save_model(model, tokenizer, folder / "model")
@@ -265,7 +269,7 @@ def fit(
     if "test" in tokens:  # Once, with the kept model as it was written.
         labels = list(model.config.id2label.values())
         saved, *_ = models.load_model(str(folder / "model"), labels, settings.max_length)
-        metrics, _ = evaluate(saved.to(model.device), longest_first("test"), settings)
+        metrics, _ = score(saved.to(model.device), "test")
         say(f"test: {metrics}")
         kept["test_accuracy"] = metrics["accuracy"]
     return kept
@@ -274,27 +278,40 @@ def fit(
 def main(settings: Settings, hub_problem: str | None) -> None:
     """One run: from the names of model and data to the kept model in the run's folder."""
     started = time.monotonic()
-    settings.device = models.choose_device(settings.device)
-    settings.precision = models.choose_precision(settings.precision, settings.device)
-    replaced = hub.put_stand_ins(settings, hub_problem, models.find_model)
+    replaced = hub.put_stand_ins(settings, hub_problem, model_files.find_model)
     settings.learning_rate = settings.learning_rate or models.learning_rate(settings.model)
     settings.micro_batch_size = settings.micro_batch_size or settings.batch_size
 
-    text = data.load(settings.data, settings.text_column, settings.label_column, settings.seed)
+    problems: list[str] = []
+    labels = ["no", "labels"]  # Where the data is wrong the model is looked at all the same.
+    with console.gather(problems):
+        settings.device = models.choose_device(settings.device)
+    with console.gather(problems):
+        text = data.load(settings.data, settings.text_column, settings.label_column, settings.seed)
+        labels = text.labels
+    with console.gather(problems):
+        torch.manual_seed(settings.seed)  # The weights of the new head are drawn from it.
+        model, tokenizer, length = models.load_model(settings.model, labels, settings.max_length)
+    if problems:
+        raise InputError(*problems)
+
+    # As they were taken, for the record.
+    settings.precision = models.choose_precision(settings.precision, settings.device)
+    settings.text_column, settings.label_column = text.text_columns, text.label_column
+    settings.max_length = length
     if size := settings.max_train_samples:
         text.splits["train"] = data.subset(text.splits["train"], size, settings.seed)
-    torch.manual_seed(settings.seed)  # The weights of the new head are drawn from it.
-    model, tokenizer, length = models.load_model(settings.model, text.labels, settings.max_length)
-    settings.max_length = length  # As it was taken, for the record.
     tokens = {
         split: data.tokenize(rows, text.ids, tokenizer, length, split)
         for split, rows in text.splits.items()
     }
-    record = checkpoint.describe_run(settings, replaced, text, model)
+    record = checkpoint.describe_run(settings, replaced, text)
     folder = checkpoint.start_run(settings.output_dir, record)
     sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in tokens.items())
-    say(f"{settings.model} on {settings.data}: {sizes}; {len(text.labels)} classes; to {folder}")
+    columns = ", ".join([*text.text_columns, text.label_column])
+    say(f"{settings.model} on {settings.data} (columns {columns}): {sizes}; {len(labels)} classes")
     say(f"learning rate {settings.learning_rate:g}, {settings.device}, {settings.precision}")
+    say(f"writing to {folder}")
 
     model.to(settings.device)
     if settings.compile:
@@ -308,5 +325,5 @@ def main(settings: Settings, hub_problem: str | None) -> None:
 
 
 if __name__ == "__main__":
-    with exit_codes():
+    with console.exit_codes():
         main(settings, hub_problem)

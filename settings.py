@@ -9,15 +9,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import checkpoint
-import model
+import model_files
 import tables
 from console import InputError
 
 Settings = SimpleNamespace  # Each setting under its constant's name in small letters.
 
 
+MOST = 2**31 - 1  # Of a whole number: what every library takes.
+
+
 def _at_least(least: int):
-    return lambda number: least <= number < 2**31
+    return lambda number: least <= number <= MOST
 
 
 def _one_of(*names: str):
@@ -34,26 +37,26 @@ RULES = {
     "DATA": (str, bool, "`sst2`, `builtin`, a Hub data set, a file or a folder"),
     "TEXT_COLUMN": (list, _one_or_two_words, "one or two columns"),
     "LABEL_COLUMN": (str, bool, "the name of a column"),
-    "EPOCHS": (int, _at_least(1), "a whole number of 1 or more"),
-    "BATCH_SIZE": (int, _at_least(1), "a whole number of 1 or more"),
-    "MICRO_BATCH_SIZE": (int, _at_least(1), "a whole number of 1 or more"),
-    "MAX_LENGTH": (int, _at_least(3), "a whole number of 3 or more"),
-    "MAX_TRAIN_SAMPLES": (int, _at_least(1), "a whole number of 1 or more"),
+    "EPOCHS": (int, _at_least(1), f"a whole number from 1 to {MOST}"),
+    "BATCH_SIZE": (int, _at_least(1), f"a whole number from 1 to {MOST}"),
+    "MICRO_BATCH_SIZE": (int, _at_least(1), f"a whole number from 1 to {MOST}"),
+    "MAX_LENGTH": (int, _at_least(3), f"a whole number from 3 to {MOST}"),
+    "MAX_TRAIN_SAMPLES": (int, _at_least(1), f"a whole number from 1 to {MOST}"),
     "SEED": (int, lambda seed: 0 <= seed < 2**64, "a whole number from 0 to 2**64 - 1"),
     "LEARNING_RATE": (float, lambda x: 0 < x < math.inf, "a number above 0"),
     "WARMUP": (float, lambda x: 0 <= x < 1, "a number from 0 up to, not including, 1"),
     "WEIGHT_DECAY": (float, lambda x: 0 <= x < math.inf, "a number of 0 or more"),
-    "MAX_GRAD_NORM": (float, lambda x: 0 < x < math.inf, "a number above 0"),
+    "MAX_GRAD_NORM": (float, lambda x: 0 <= x < math.inf, "a number of 0 or more"),
     "KEEP": (str, _one_of("best", "last"), "best or last"),
     "DEVICE": (str, _one_of("auto", "cuda", "mps", "cpu"), "auto, cuda, mps or cpu"),
     "PRECISION": (str, _one_of("auto", "fp32", "bf16"), "auto, fp32 or bf16"),
     "COMPILE": (bool, lambda value: True, "True or False"),
-    "LOG_EVERY": (int, _at_least(1), "a whole number of 1 or more"),
+    "LOG_EVERY": (int, _at_least(1), f"a whole number from 1 to {MOST}"),
     "OUTPUT_DIR": (str, bool, "a folder"),
 }
 # What a look at names and files shows, before anything is loaded.
 CHECKS = {
-    "MODEL": model.check_name,
+    "MODEL": model_files.check_name,
     "DATA": tables.find_files,
     "OUTPUT_DIR": checkpoint.check_output,
 }
@@ -79,11 +82,17 @@ def read_settings(
         InputError: with one problem for each flag or constant that is wrong.
     """
     parser = _parser(constants, with_help=bool({"-h", "--help"} & set(argv)))
-    flags, unknown = parser.parse_known_args(_join_negative_numbers(argv))
-    problems = [
+    # argparse stops at `--compile=yes`; it is told with all other problems.
+    switches = tuple(f"{_flag(name)}=" for name, (kind, *_) in RULES.items() if kind is bool)
+    valued = [word for word in argv if word.replace("--no-", "--").startswith(switches)]
+    words = [word for word in argv if word not in valued]
+    flags, unknown = parser.parse_known_args(_join_negative_numbers(words))
+    problems = [f"{word}: takes no value; write it alone, or --no-…" for word in valued]
+    problems += [
         _unknown(word, parser)
         for before, word in zip(["", *unknown], unknown, strict=False)
-        if word.startswith("-") or not before.startswith("-")  # Not the value of an unknown flag.
+        # Not the value of an unknown flag.
+        if word.startswith("-") or not before.startswith("-") or "=" in before
     ]
     settings = Settings(given=frozenset(vars(flags)))
     for name, (kind, allowed, wanted) in RULES.items():
@@ -100,7 +109,7 @@ def read_settings(
             problems += error.problems
         except OSError as error:  # A name too long, a folder closed to us.
             problems.append(f"{_flag(name)} {value}: {error.strerror}")
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             shown = _flag(name) if name.lower() in settings.given else f"the constant {name}"
             problems.append(f"{shown}: {error}; it must be {wanted}")
         else:

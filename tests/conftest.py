@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SST2 = ROOT.parent / "shared" / "sst2"
+SST2 = Path(os.environ.get("SST2", ROOT.parent / "shared" / "sst2"))  # GLUE's SST-2, not committed.
 sys.path.insert(0, str(ROOT))
 
-# The caches of datasets and the Hub; set before either is imported by a test.
+# No test asks the real Hub; set before its library is imported by a test.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 POSITIVE = ["a fine film", "warm and funny", "what a joy to see", "bright , brisk and moving"]
@@ -59,9 +59,9 @@ def finetune(tmp_path: Path):
 
 
 def builtin_folder() -> Path:
-    import model
+    import model_files
 
-    return model.find_model("builtin")
+    return model_files.find_model("builtin")
 
 
 def copy_tokenizer(folder: Path) -> None:

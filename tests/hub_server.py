@@ -19,14 +19,20 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         mode = self.server.mode
+        path = urllib.parse.unquote(self.path.split("?")[0])
+        self.server.asked.append(path)
         if mode == "silent":
             time.sleep(600)
+        if mode == "trickle":
+            self.send_response(200)
+            for _ in range(600):
+                self.wfile.write(b"X")
+                self.wfile.flush()
+                time.sleep(1)
         if mode in (403, 407, 429, 503):
             return self.send(mode, b"refused")
         if mode == "web page":
             return self.send(200, b"<html>Please log in to the guest network</html>", "text/html")
-        path = urllib.parse.unquote(self.path.split("?")[0])
-        self.server.asked.append(path)
         api = re.fullmatch(
             r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/[^/]+(/.*)?)?",
             path,
@@ -117,7 +123,8 @@ def hub(
 ) -> Iterator[ThreadingHTTPServer]:
     """Serve `repositories`, {("models" or "datasets", name): folder}, at the server's `url`.
 
-    mode: "whole", "cut" (weights end early), "silent", "web page", or an error's status.
+    mode: "whole", "cut" (weights end early), "silent", "trickle" (a byte a second), "web page", or
+    an error's status.
     """
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

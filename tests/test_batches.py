@@ -2,6 +2,7 @@
 
 import csv
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data
-import tables
+import readers
 
 # The sentences of SST-2's training data by number of tokens (bert-base-uncased), from 0 tokens on.
 SST2_LENGTHS = [
@@ -135,7 +136,7 @@ def test_whatever_the_csv_module_writes_is_read_back_with_its_line(tmp_path_fact
     path = tmp_path_factory.mktemp("csv") / "a.csv"
     path.write_bytes(file.getvalue().encode())
     problems: list[str] = []
-    read = list(tables.READERS[".csv"](path, problems))
+    read = list(readers.READERS[".csv"](path, problems))
     assert read == [(n, {"text": c, "label": "x"}) for n, c in zip(lines, cells, strict=True)]
     assert not problems
 
@@ -177,9 +178,14 @@ def test_tokens_are_those_that_the_tokenizer_itself_gives(tmp_path, tokenizer, p
     )
 
 
-def test_the_same_data_is_never_tokenized_twice(tmp_path, tokenizer):
-    def tokenize(max_length: int) -> tuple[data.TokenizedText, int]:
+def test_the_same_data_is_never_tokenized_twice_whatever_was_done_with_the_tokenizer(tmp_path):
+    import model as models
+
+    def tokenize(max_length: int, side: str = "right") -> tuple[list, int, str]:
+        """Both splits in a run of their own: their rows, calls of the tokenizer, and its file."""
         calls = []
+        tokenizer = models.load_model("builtin", ["a", "b"], None)[1]
+        tokenizer.truncation_side = side
 
         class Counting:
             def __getattr__(self, name):
@@ -189,19 +195,20 @@ def test_the_same_data_is_never_tokenized_twice(tmp_path, tokenizer):
                 calls.append(1)
                 return tokenizer(*arguments, **options)
 
-        text = make_text(tmp_path, ["never twice", "not ever again"] * 3)
-        return data.tokenize(text.splits["train"], text.ids, Counting(), max_length, "x"), len(
-            calls
-        )
+        (tmp_path / "train.csv").write_text("text,label\n" + "never twice,0\nnot again,1\n" * 3)
+        (tmp_path / "dev.csv").write_text("text,label\n" + "never a third time,0\nno,1\n" * 2)
+        text = data.load(str(tmp_path))
+        splits = [
+            data.tokenize(rows, text.ids, Counting(), max_length, name)
+            for name, rows in text.splits.items()
+        ]
+        models.save_model(SimpleNamespace(save_pretrained=print), tokenizer, tmp_path / "saved")
+        file = (tmp_path / "saved" / "tokenizer.json").read_text()
+        return [[split[i] for i in range(len(split))] for split in splits], len(calls), file
 
-    first, calls = tokenize(20)
-    assert calls > 0
-    again, calls = tokenize(20)
-    assert calls == 0
-    assert [first[i] for i in range(6)] == [again[i] for i in range(6)]
-    assert tokenize(3)[1] > 0  # Another length is other data.
-    tokenizer.truncation_side = "left"
-    try:
-        assert tokenize(20)[1] > 0  # So is another side, or another model's inputs.
-    finally:
-        tokenizer.truncation_side = "right"
+    first, calls, file = tokenize(20)
+    assert calls == 2
+    for _ in range(2):
+        assert tokenize(20) == (first, 0, file)
+    assert tokenize(3)[1] == 2  # Another length is other data.
+    assert tokenize(20, side="left")[1] == 2  # So is another side.

@@ -116,11 +116,11 @@ def test_hundreds_of_classes_keep_their_ids(tmp_path):
 
 def test_one_number_however_written_is_one_label_and_large_ones_stay_apart(tmp_path):
     spellings = ["1", "1.0", "01", "+1", "0", "0.0", "-0", "1e-7", "100000000000000000000000000001"]
-    spellings += ["100000000000000000000000000002", "1e2"]
+    spellings += ["100000000000000000000000000002", "1e2", ".5", "0.50"]
     rows = "".join(f"text {i},{label}\n" for i, label in enumerate(spellings * 2))
     text = load(tmp_path, "a.csv", "text,label\n" + rows)
-    assert text.labels == ["0", "0.0000001", "1", "100", *spellings[8:10]]
-    assert text.ids["01"] == text.ids["+1"] == 2 and text.ids["-0"] == 0
+    assert text.labels == ["0", "0.0000001", "0.5", "1", "100", *spellings[8:10]]
+    assert text.ids["01"] == text.ids["+1"] == 3 and text.ids["-0"] == 0
     assert len(text.splits["validation"]) == 3
 
 
@@ -143,7 +143,7 @@ def test_a_test_split_without_the_label_column_is_left_out_also_where_it_was_nam
     (tmp_path / "test.csv").write_text("text\nfine\n")
     assert data.load(str(tmp_path), label_column="y").splits.keys() == {"train", "validation"}
     (tmp_path / "test.csv").write_text("id,words\n1,fine\n")
-    with pytest.raises(InputError, match=r"test\.csv: no column for the text"):
+    with pytest.raises(InputError, match=r"test\.csv: no column 'text'; the columns are 'id'"):
         data.load(str(tmp_path), label_column="y")
 
 
@@ -165,6 +165,44 @@ def test_one_column_is_not_both_text_and_label(tmp_path):
 def test_labels_that_are_no_words_or_numbers_are_refused(tmp_path):
     with pytest.raises(InputError, match="line 1: \\[1\\] in 'label' is no word"):
         load(tmp_path, "a.jsonl", '{"text": "a", "label": [1]}\n')
+
+
+def test_one_number_among_two_hundred_names_of_classes_is_a_label(tmp_path):
+    names = [f"name{i}" for i in range(199)] + ["24"]
+    rows = "".join(f"text {i},{names[i % 200]}\n" for i in range(2000))
+    assert load(tmp_path, "a.csv", "text,label\n" + rows).labels == sorted(names)
+
+
+@pytest.mark.parametrize("missing", ["-1", "-1.0"])
+def test_a_test_split_of_minus_ones_has_labels_only_where_training_has_them(tmp_path, missing):
+    (tmp_path / "test.csv").write_text(f"text,label\nfine,{missing}\n")
+    (tmp_path / "train.csv").write_text("text,label\n" + "good,1\nbad,0\n" * 5)
+    assert "test" not in data.load(str(tmp_path)).splits
+    (tmp_path / "train.csv").write_text("text,label\n" + "good,1\nbad,-1\n" * 5)
+    assert "test" in data.load(str(tmp_path)).splits
+
+
+def test_a_pair_is_found_by_its_names_and_every_split_is_read_alike(tmp_path):
+    rows = "who ?,he did,yes\nwhere ?,she did,no\n" * 3
+    text = load(tmp_path, "qnli.csv", "question,sentence,label\n" + rows)
+    assert text.text_columns == ["question", "sentence"]
+    assert set(text.splits["train"]["text_pair"]) == {"he did", "she did"}
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "train.csv").write_text("text,label\n" + "good,1\nbad,0\n" * 3)
+    (tmp_path / "d" / "dev.csv").write_text("sentence,text,label\n" + "x,good,1\ny,bad,0\n" * 3)
+    assert data.load(str(tmp_path / "d")).splits["validation"]["text"][:2] == ["good", "bad"]
+    (tmp_path / "d" / "dev.csv").write_text("sentence,label\n" + "good,1\nbad,0\n" * 3)
+    with pytest.raises(InputError, match=r"dev\.csv: no column 'text'"):
+        data.load(str(tmp_path / "d"))
+
+
+def test_the_same_bytes_are_read_as_their_ending_says(tmp_path):
+    content = 'text\tlabel\n"a ""b"""\t1\n"c"" d\t0\n' + "e\t1\nf\t0\n" * 9
+    with pytest.raises(InputError):
+        load(tmp_path, "a.csv", content)
+    assert '"c"" d' in load(tmp_path, "a.tsv", content).splits["train"]["text"][:]
+    with pytest.raises(InputError):
+        load(tmp_path, "a.csv", content)
 
 
 def test_a_name_that_is_a_number_is_a_label_among_names(tmp_path):

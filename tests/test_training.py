@@ -132,6 +132,15 @@ def test_micro_batches_of_4_train_as_the_whole_batch_of_32(tmp_path):
     assert 0 < difference < 1e-5
 
 
+def test_a_max_grad_norm_of_0_clips_nothing(tmp_path):
+    tokens, *_ = make_tokens(tmp_path, 64)
+    flags = ["--epochs", "1", "--learning-rate", "1e-3", "--max-grad-norm"]
+    off, never, clipped = (no_dropout(tmp_path) for _ in range(3))
+    for model, most in ((off, "0"), (never, "1e9"), (clipped, "1e-9")):
+        train(model, tokens, make_settings(*flags, most))
+    assert largest_difference(off, never) == 0 < largest_difference(off, clipped)
+
+
 def test_weights_decay_in_matrices_and_in_nothing_else(tmp_path):
     model = no_dropout(tmp_path)
     optimizer = script.make_optimizer(
@@ -159,8 +168,11 @@ def test_the_learning_rate_rises_then_falls_to_zero_as_transformers_schedule():
         schedule.step()
 
 
-def test_a_step_reads_nothing_back_from_the_device(tmp_path, monkeypatch):
-    """Reading a value makes the processor wait for the GPU; what transformers does is its own."""
+def test_the_loop_reads_back_from_the_device_only_where_it_logs(tmp_path, monkeypatch):
+    """Reading a value makes the processor wait for the GPU.
+
+    transformers itself reads one a micro-batch: whether its attention mask hides anything.
+    """
     model = no_dropout(tmp_path)
     tokens, *_ = make_tokens(tmp_path, 64)
     settings = make_settings("--batch-size", "8", "--epochs", "1", "--learning-rate", "1e-3")
@@ -175,8 +187,9 @@ def test_a_step_reads_nothing_back_from_the_device(tmp_path, monkeypatch):
 
         monkeypatch.setattr(torch.Tensor, name, spy)
     train(model, tokens, settings)
-    ours = [file for file in reads if file.endswith("finetune.py")]
-    assert len(ours) == 1  # The line that is logged at the end of the epoch.
+    # The line that is logged at the end of the epoch; eight micro-batches.
+    assert sum(file.endswith("finetune.py") for file in reads) == 1
+    assert sum(not file.endswith("finetune.py") for file in reads) == 8, reads
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_first_bad_step(
@@ -212,7 +225,7 @@ def test_default_folders_of_runs_started_together_are_different(tmp_path, monkey
 def test_two_runs_with_one_seed_write_the_same_bytes_and_another_seed_does_not(
     finetune, tmp_path, tiny
 ):
-    digests = []
+    digests, fingerprints = [], []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         flags = ["--model", tiny, "--data", "builtin", "--epochs", "2", "--seed", seed]
         flags += ["--max-train-samples", "300"]
@@ -221,9 +234,12 @@ def test_two_runs_with_one_seed_write_the_same_bytes_and_another_seed_does_not(
         weights = tmp_path / name / "model" / "model.safetensors"
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         losses = [line.get("loss", line.get("eval_loss")) for line in map(json.loads, lines)]
+        record = json.loads((tmp_path / name / "run.json").read_text())
+        fingerprints.append(record["fingerprints"])
         digests.append((hashlib.sha256(weights.read_bytes()).hexdigest(), losses, run.out))
     assert digests[0] == digests[1]
     assert digests[0][0] != digests[2][0]
+    assert fingerprints[0]["model"] == fingerprints[2]["model"]  # Of the checkpoint, not the head.
 
 
 def test_metrics_of_a_run_hold_every_logged_step_and_each_evaluation(finetune, tmp_path, tiny):
@@ -365,6 +381,28 @@ def test_a_log_file_gets_lines_with_rate_loss_and_time_left(monkeypatch, capsys)
         bar.update(50)
     line = capsys.readouterr().err
     assert line == "training: 50.0 of 200, 5.00sentence/s, 00:30 left, loss 0.321\n"
+
+
+def test_compiling_without_a_compiler_ends_with_one_line(finetune, tmp_path, tiny):
+    flags = ["--model", tiny, "--data", "builtin", "--max-train-samples", "32", "--compile"]
+    none = {"CC": "/no/compiler", "CXX": "/no/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    run = finetune(*flags, "--output-dir", "run", **none)
+    assert run.code == 1 and len(run.errors) == 1 and "Traceback" not in run.err, run.err
+    assert run.errors[0].startswith("error: --compile: ")
+
+
+@pytest.mark.slow
+def test_a_compiled_model_learns_the_same_and_is_saved_under_its_own_names(
+    finetune, tmp_path, tiny
+):
+    flags = ["--model", tiny, "--data", "builtin", "--max-train-samples", "300", "--epochs", "1"]
+    losses = []
+    for name, compiled in (("a", "--no-compile"), ("b", "--compile")):
+        run = finetune(*flags, compiled, "--output-dir", name, timeout=900)
+        assert run.code == 0, run.err
+        losses.append(json.loads((tmp_path / name / "run.json").read_text())["result"]["loss"])
+        assert models.load_model(str(tmp_path / name / "model"), ["x", "y"], None)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
 def test_out_of_memory_names_the_micro_batch_size(finetune, tmp_path):

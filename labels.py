@@ -1,0 +1,79 @@
+"""The labels of a data set as its author writes them in, the ids of its classes out."""
+
+import re
+from decimal import Decimal
+
+import pyarrow.compute
+from datasets import Dataset
+
+from console import InputError
+from readers import MOST_PROBLEMS
+from tables import Table
+
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d{1,3})?", re.IGNORECASE)
+
+
+def has_labels(test: Dataset, train: Dataset) -> bool:
+    """Whether there is any label in `test`; −1 is none, as in GLUE, unless training has it too."""
+    given, known = ({_plain(x) for x in rows.unique("label") if x} for rows in (test, train))
+    return bool(given - ({"-1"} - known))
+
+
+def label_ids(
+    splits: dict[str, Dataset],
+    opened: dict[str, Table],
+    own_order: list[str] | None,
+) -> tuple[dict[str, int], list[str]]:
+    """Ids in sorted order: numbers by value, words as text, a Hub data set's names in its own."""
+    found = {
+        split: {
+            row["values"]: row["counts"] for row in rows.data["label"].value_counts().to_pylist()
+        }
+        for split, rows in splits.items()
+    }
+    written = {label for labels in found.values() for label in labels if label is not None}
+    words = {label: n for label, n in found["train"].items() if not NUMBER.fullmatch(label)}
+    numeric = not words and not own_order
+    canonical = {label: _plain(label) if numeric else label for label in written}
+    trained = {canonical[label] for label in found["train"]}
+    labels = own_order or sorted(trained, key=Decimal if numeric else None)
+
+    def where(split: str, label: str) -> str:
+        row = splits[split][pyarrow.compute.index(splits[split].data["label"], label).as_py()]
+        return f"{opened[split].name}, {opened[split].unit} {row['line']}: the label {label!r}"
+
+    train = opened["train"].name
+    problems = []
+    if trained == {"-1"}:
+        problems.append(f"{train}: every label is -1, as in a test file; name a labelled file")
+    elif len(trained) < 2:
+        problems.append(f"{train}: only one class, {min(trained)!r}; there must be two or more")
+    elif len(trained) >= len(splits["train"]):
+        problems.append(
+            f"{train}: as many classes as sentences ({len(trained)}); name another --label-column"
+        )
+    if problems:
+        raise InputError(*problems)
+    # A slip of the pen, where words are next to none among numbers; "24" among names is a name.
+    if not own_order and 0 < sum(words.values()) <= len(splits["train"]) / 100 + 1:
+        problems += [f"{where('train', x)} stands among numbers; mend or remove it" for x in words]
+    for split in found:
+        unknown = {x for x in found[split] if x is not None and canonical[x] not in trained}
+        problems += [
+            f"{where(split, label)} is not in the training data; mend or add it"
+            for label in sorted(unknown)
+        ]
+        if split == "test" and None in found[split]:
+            problems.append(f"{opened[split].name}: some rows have a label and some have none")
+    if problems:
+        raise InputError(*problems[:MOST_PROBLEMS])
+    return {label: labels.index(canonical[label]) for label in written}, labels
+
+
+def _plain(text: str) -> str:
+    """A number in the shortest way, exactly: 1 for 1.0 and +01, 0 for -0; words as they are."""
+    if not NUMBER.fullmatch(text):
+        return text
+    written = f"{Decimal(text):f}"
+    written = written.rstrip("0").rstrip(".") if "." in written else written
+    return "0" if written == "-0" else written

@@ -1,6 +1,7 @@
 """What the tests share: the real program as a process, tiny checkpoints, small tables."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 # No test asks the real Hub; set before its library is imported by a test.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+README = (ROOT / "README.md").read_text("utf-8")
 POSITIVE = ["a fine film", "warm and funny", "what a joy to see", "bright , brisk and moving"]
 NEGATIVE = ["a dull film", "cold and tiresome", "what a bore to see", "dim , slow and clumsy"]
 ROWS = [
@@ -56,6 +58,11 @@ def finetune(tmp_path: Path):
         )
 
     return run
+
+
+def block(mark: str) -> str:
+    """The code in the README after `<!-- mark -->`."""
+    return re.search(rf"<!-- {mark} -->\n```\w*\n(.*?)```", README, re.DOTALL)[1]
 
 
 def builtin_folder() -> Path:

@@ -1,12 +1,13 @@
 """What ships with the project, and the main job on it: the README's first command without a Hub."""
 
+import ast
 import csv
 import json
 import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SST2
+from conftest import ROOT, SST2, block
 
 
 def read(name: str) -> list[tuple[str, str]]:
@@ -58,17 +59,18 @@ def test_no_builtin_sentence_comes_from_sst2():
             assert len(words(sentence)) < 4 or " ".join(sorted(words(sentence))) not in known
 
 
-def check_pipeline(folder: Path) -> None:
-    from transformers import pipeline
-
-    classify = pipeline("text-classification", model=str(folder))
-    good, bad = classify(["A warm, funny and moving film.", "A dull, lifeless mess."])
+def check_pipeline(folder: Path, capsys) -> None:
+    """The README's lines, on this model: transformers alone reads it and answers with names."""
+    code = block("predict")
+    assert 'pipeline("text-classification", model="runs/first/model")' in code
+    exec(code.replace("runs/first/model", str(folder)), {})
+    good, bad = ast.literal_eval(capsys.readouterr().out.strip().splitlines()[-1])
     assert good["label"] == "positive" and bad["label"] == "negative"
     assert good["score"] > 0.8 and bad["score"] > 0.8
 
 
 def test_the_main_job_without_a_hub_reaches_85_percent_and_its_model_names_its_answers(
-    finetune, tmp_path
+    finetune, tmp_path, capsys
 ):
     run = finetune(
         *("--epochs", "3"),
@@ -91,7 +93,7 @@ def test_the_main_job_without_a_hub_reaches_85_percent_and_its_model_names_its_a
     assert record["result"]["accuracy"] == max(float(accuracy) for _, accuracy in epochs)
     notes = [line for line in run.err.splitlines() if line.startswith("NOTE: ")]
     assert len(notes) == 2 and notes[0] == notes[1] == run.err.splitlines()[-1]
-    check_pipeline(folder / "model")
+    check_pipeline(folder / "model", capsys)
 
 
 @pytest.mark.slow

@@ -83,7 +83,8 @@ def test_the_unchanged_command_trains_the_hubs_model_on_the_hubs_sst2_then_from_
             seconds = time.monotonic() - started
         assert again.code == 0 and again.out == run.out, again.err
         assert "stands in" not in again.err
-        assert server.asked and all(name.startswith("/api/models/") for name in server.asked)
+        # Apart from what its library asks for itself, once a day.
+        assert set(server.asked) - {"/api/agent-harnesses"} == {f"/api/models/{MODEL}"}
         print(f"all cached, the Hub answers {mode}: {seconds:.1f} s for the run")
 
 

@@ -6,15 +6,8 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import README, ROOT, block
 from torch.nn.functional import cross_entropy
-
-README = (ROOT / "README.md").read_text("utf-8")
-
-
-def block(mark: str) -> str:
-    """The code after `<!-- mark -->`."""
-    return re.search(rf"<!-- {mark} -->\n```\w*\n(.*?)```", README, re.DOTALL)[1]
 
 
 def test_the_step_by_hand_runs_and_does_what_it_says(capsys, monkeypatch):
@@ -49,12 +42,6 @@ def test_the_step_by_hand_runs_and_does_what_it_says(capsys, monkeypatch):
     once = weight.grad.clone()
     model(**batch, labels=labels).loss.backward()
     assert torch.allclose(weight.grad, 2 * once)
-
-
-def test_the_pipeline_lines_are_those_of_transformers(tmp_path):
-    code = block("predict")
-    assert 'pipeline("text-classification", model=' in code
-    compile(code, "README.md", "exec")
 
 
 @pytest.mark.parametrize(

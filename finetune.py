@@ -19,7 +19,6 @@ from pathlib import Path
 
 import checkpoint
 import hub
-import model as models
 import model_files
 from console import InputError, Progress, RunError, progress, result, say
 from settings import Settings, read_settings
@@ -83,6 +82,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import data
+import model as models
 
 MicroBatches = list[dict[str, torch.Tensor]]  # One batch, in parts that fit on the device.
 

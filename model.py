@@ -4,14 +4,15 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.auto import modeling_auto as known
 
 from checkpoint import replace_folder
 from console import InputError, is_out_of_memory, one_line, say
 from model_files import find_model
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 LONGEST_BY_DEFAULT = 512
 
@@ -26,8 +27,6 @@ def learning_rate(name: str) -> float:
 
 def choose_device(asked: str) -> str:
     """The device that was asked for, or with `auto` the best that there is."""
-    import torch
-
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -40,8 +39,6 @@ def choose_device(asked: str) -> str:
 
 def choose_precision(asked: str, device: str) -> str:
     """The precision that was asked for, or with `auto` bf16 on a GPU that has units for it."""
-    import torch
-
     if asked != "auto":
         return asked
     has_bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -50,7 +47,7 @@ def choose_precision(asked: str, device: str) -> str:
 
 def load_model(
     name: str, labels: Sequence[str], max_length: int | None
-) -> tuple["PreTrainedModel", "PreTrainedTokenizerFast", int]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, int]:
     """An encoder in float32 with a classification head for `labels`, and its fast tokenizer.
 
     The weights of a head that the checkpoint lacks come from torch's global generator.
@@ -64,8 +61,6 @@ def load_model(
     Raises:
         InputError: it is not a checkpoint of an encoder that can classify padded batches.
     """
-    import transformers  # Here, because it takes seconds (see the top of finetune.py).
-
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     folder = find_model(name)
@@ -95,11 +90,8 @@ def load_model(
 
 
 def _load_config(folder: Path, name: str, labels: Sequence[str]):
-    from transformers import AutoConfig
-    from transformers.models.auto import modeling_auto as known
-
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # Any value of config.json can be wrong in its own way.
         raise InputError(f"--model {name}: config.json: {one_line(error)[:300]}") from error
     if config.model_type not in known.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
@@ -122,11 +114,11 @@ def _load_config(folder: Path, name: str, labels: Sequence[str]):
     return config
 
 
-def _load_tokenizer(folder: Path, name: str) -> "PreTrainedTokenizerFast":
-    from transformers import AutoTokenizer
-
+def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, use_fast=True, trust_remote_code=False
+        )
     except Exception as error:  # As with the config.
         raise InputError(f"--model {name}: its tokenizer: {one_line(error)[:300]}") from error
     if not tokenizer.is_fast:
@@ -141,7 +133,7 @@ def _load_tokenizer(folder: Path, name: str) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
-def forget_padding(tokenizer: "PreTrainedTokenizerFast") -> None:
+def forget_padding(tokenizer: PreTrainedTokenizerFast) -> None:
     """Unset fixed padding and truncation, which a tokenizer's file can carry and each use leaves.
 
     What depends on a tokenizer's state (its file, a cache's key) is the same whatever was done.
@@ -150,7 +142,7 @@ def forget_padding(tokenizer: "PreTrainedTokenizerFast") -> None:
     tokenizer.backend_tokenizer.no_truncation()
 
 
-def _check_weights(model: "PreTrainedModel", report: dict, name: str) -> bool:
+def _check_weights(model: PreTrainedModel, report: dict, name: str) -> bool:
     """Refuse weights that are not this encoder's; whether the head is new.
 
     transformers fills what is missing with random numbers and only mentions it.
@@ -175,11 +167,9 @@ def _check_weights(model: "PreTrainedModel", report: dict, name: str) -> bool:
 
 
 def _check_lengths(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", name: str, asked: int | None
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str, asked: int | None
 ) -> int:
     """The most tokens of a sentence, tried out on a padded batch before anything relies on it."""
-    import torch
-
     positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
     for module in model.modules():  # RoBERTa numbers its positions from behind the padding's on.
         if getattr(module, "num_embeddings", None) == positions and module.padding_idx is not None:
@@ -207,9 +197,7 @@ def _check_lengths(
     return length
 
 
-def save_model(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", folder: Path
-) -> None:
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write model and tokenizer as `folder`, in place of what is there, whole or not at all."""
 
     def fill(aside: Path) -> None:

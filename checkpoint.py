@@ -37,8 +37,13 @@ def check_output(name: str | None) -> None:
         raise InputError(f"--output-dir {folder}: {problem}")
 
 
-def describe_run(settings: SimpleNamespace, replaced: dict, text) -> dict:
-    """What run.json says at the start: enough to repeat the run, and to see that it was."""
+def describe_run(settings: SimpleNamespace, replaced: dict, text, model: Path) -> dict:
+    """What run.json says at the start: enough to repeat the run, and to see that it was.
+
+    Args:
+        text: data.LabelledText.
+        model: the folder of the checkpoint that is fine-tuned.
+    """
     import torch
 
     on_gpu = settings.device == "cuda"
@@ -50,7 +55,7 @@ def describe_run(settings: SimpleNamespace, replaced: dict, text) -> dict:
         "sentences": {split: len(rows) for split, rows in text.splits.items()},
         "fingerprints": {
             "data": {split: rows._fingerprint for split, rows in text.splits.items()},
-            "model": model_files.fingerprint(settings.model),
+            "model": model_files.fingerprint(model),
         },
         "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or "cpu",
         "versions": {"python": platform.python_version()}

@@ -305,7 +305,7 @@ def main(settings: Settings, hub_problem: str | None) -> None:
         split: data.tokenize(rows, text.ids, tokenizer, length, split)
         for split, rows in text.splits.items()
     }
-    record = checkpoint.describe_run(settings, replaced, text)
+    record = checkpoint.describe_run(settings, replaced, text, Path(model.name_or_path))
     folder = checkpoint.start_run(settings.output_dir, record)
     sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in tokens.items())
     columns = ", ".join([*text.text_columns, text.label_column])

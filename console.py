@@ -33,8 +33,9 @@ class RunError(RuntimeError):
 class LogProgress:
     """The few methods of tqdm that are used here, as a plain line every 30 s for a log file."""
 
-    def __init__(self, total: int | None, unit: str, desc: str, **_: object):
-        self.n, self.total, self.unit, self.desc, self.postfix = 0, total, unit, desc, ""
+    def __init__(self, total: int, unit: str, unit_scale: bool, desc: str):
+        self.n, self.total, self.unit, self.unit_scale = 0, total, unit, unit_scale
+        self.desc, self.postfix = desc, ""
         self.start = self.shown = time.monotonic()
 
     def __enter__(self) -> "LogProgress":
@@ -57,7 +58,7 @@ class LogProgress:
                 now - self.start,
                 prefix=self.desc,
                 unit=self.unit,
-                unit_scale=True,
+                unit_scale=self.unit_scale,
                 postfix=self.postfix,
                 bar_format="{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}",
             )
@@ -67,21 +68,23 @@ class LogProgress:
 Progress = tqdm | LogProgress
 
 
-def progress(total: int | None, unit: str, desc: str) -> Progress:
+def progress(total: int, unit: str, desc: str) -> Progress:
     """A bar on a terminal, for work that takes longer than two seconds; plain lines elsewhere.
 
     Args:
-        total: how many `unit`s there are to do; None where that isn't known.
+        total: how many `unit`s, such as "sentences", there are to do.
     """
+    how = {"total": total, "unit": f" {unit}", "unit_scale": total >= 10_000, "desc": desc}
     if not sys.stderr.isatty():
-        return LogProgress(total, unit, desc)
-    return tqdm(total=total, unit=unit, desc=desc, unit_scale=True, delay=2, dynamic_ncols=True)
+        return LogProgress(**how)
+    return tqdm(**how, delay=2, dynamic_ncols=True)
 
 
 def say(message: str) -> None:
     """A message for the person, on stderr, above any bar."""
-    tqdm.write(message, file=sys.stderr)
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # Nobody can be told that nobody can be told.
+        tqdm.write(message, file=sys.stderr)
+        sys.stderr.flush()
 
 
 def result(line: str) -> None:
@@ -156,5 +159,5 @@ def exit_codes() -> Iterator[None]:
     else:
         return
     for problem in problems:
-        say(f"error: {problem}")
+        say("error: " + " ".join(problem.splitlines()))  # One line, whatever a name holds.
     raise SystemExit(code)

@@ -179,7 +179,7 @@ def tokenize(
     tokenizer.backend_tokenizer.no_truncation()
     state = (tokenizer.backend_tokenizer.to_str(), tokenizer.truncation_side, max_length)
     content = (split._fingerprint, state, sorted(columns), ids, "tokens 1")
-    with progress(len(split), "sentence", f"tokenizing {what}") as bar:
+    with progress(len(split), "sentences", f"tokenizing {what}") as bar:
         rows = split.map(
             encode,
             batched=True,

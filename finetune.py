@@ -210,7 +210,7 @@ def evaluate(
 
     model.eval()
     metric, loss_sum, sentences = Accuracy(), 0.0, 0
-    with progress(len(loader), "batch", "evaluating") as bar:
+    with progress(len(loader), "batches", "evaluating") as bar:
         for micro_batches in loader:
             for batch in micro_batches:
                 logits, labels = forward(model, batch, settings)
@@ -251,7 +251,7 @@ def fit(
     score(model, "validation", most=2)
     kept: dict[str, float] = {}
     lengths = tokens["train"].lengths
-    with progress(settings.epochs * len(lengths), "sentence", "training") as bar:
+    with progress(settings.epochs * len(lengths), "sentences", "training") as bar:
         for epoch in range(settings.epochs):
             batches = data.epoch_batches(lengths, settings.batch_size, settings.seed, epoch)
             train_epoch(model, optimizer, loader("train", batches), settings, epoch, log, bar)
@@ -289,9 +289,12 @@ def main(settings: Settings, hub_problem: str | None) -> None:
     with console.gather(problems):
         text = data.load(settings.data, settings.text_column, settings.label_column, settings.seed)
         labels = text.labels
-    with console.gather(problems):
-        torch.manual_seed(settings.seed)  # The weights of the new head are drawn from it.
-        model, tokenizer, length = models.load_model(settings.model, labels, settings.max_length)
+    if not problems or not hub.is_needed("model", settings.model):  # Not after a long download.
+        with console.gather(problems):
+            torch.manual_seed(settings.seed)  # The weights of the new head are drawn from it.
+            model, tokenizer, length = models.load_model(
+                settings.model, labels, settings.max_length
+            )
     if problems:
         raise InputError(*problems)
 
@@ -309,8 +312,13 @@ def main(settings: Settings, hub_problem: str | None) -> None:
     folder = checkpoint.start_run(settings.output_dir, record)
     sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in tokens.items())
     columns = ", ".join([*text.text_columns, text.label_column])
-    say(f"{settings.model} on {settings.data} (columns {columns}): {sizes}; {len(labels)} classes")
-    say(f"learning rate {settings.learning_rate:g}, {settings.device}, {settings.precision}")
+    classes = f"{len(labels)} classes" + (f" ({', '.join(labels)})" if len(labels) <= 10 else "")
+    steps = math.ceil(len(tokens["train"]) / settings.batch_size)
+    say(f"{settings.model} on {settings.data} (columns {columns}): {sizes}; {classes}")
+    say(
+        f"{settings.epochs} epochs of {steps:,} steps, learning rate {settings.learning_rate:g}, "
+        f"{settings.device}, {settings.precision}"
+    )
     say(f"writing to {folder}")
 
     model.to(settings.device)

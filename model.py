@@ -50,7 +50,8 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, int]:
     """An encoder in float32 with a classification head for `labels`, and its fast tokenizer.
 
-    The weights of a head that the checkpoint lacks come from torch's global generator.
+    A head that the checkpoint has is kept if it is for the same labels in the same order; the
+    weights of a new one come from torch's global generator.
 
     Args:
         name: `builtin`, a folder, or the id of a model on the Hub.
@@ -64,7 +65,7 @@ def load_model(
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     folder = find_model(name)
-    config = _load_config(folder, name, labels)
+    config, same_labels = _load_config(folder, name, labels)
     tokenizer = _load_tokenizer(folder, name)
     try:
         model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -81,7 +82,13 @@ def load_model(
             raise
         raise InputError(f"--model {name}: cannot be loaded ({one_line(error)[:300]})") from error
     new_head = _check_weights(model, report, name)
-    if new_head:
+    if not new_head and not same_labels:
+        # Its rows mean other classes, or these in another order.
+        fresh = transformers.AutoModelForSequenceClassification.from_config(config).state_dict()
+        prefix = model.base_model_prefix + "."
+        head = {key: value for key, value in fresh.items() if not key.startswith(prefix)}
+        model.load_state_dict(head, strict=False)
+    if new_head or not same_labels:
         say(
             "the classification head is new: it starts from random weights, and training teaches it"
         )
@@ -89,7 +96,10 @@ def load_model(
     return model.eval(), tokenizer, max_length
 
 
-def _load_config(folder: Path, name: str, labels: Sequence[str]):
+def _load_config(
+    folder: Path, name: str, labels: Sequence[str]
+) -> tuple[transformers.PreTrainedConfig, bool]:
+    """The config for `labels`, and whether the checkpoint's own are the same in the same order."""
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # Any value of config.json can be wrong in its own way.
@@ -108,10 +118,13 @@ def _load_config(folder: Path, name: str, labels: Sequence[str]):
             f"--model {name}: {config.model_type} has a decoder, which cannot classify padded "
             "batches; name an encoder such as BERT, DistilBERT or RoBERTa"
         )
+    same_labels = config.id2label == dict(enumerate(labels))
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: number for number, label in enumerate(labels)}
     config.problem_type = "single_label_classification"
-    return config
+    # A file can ask for outputs of another shape, or for some that cannot be had or saved.
+    config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
+    return config, same_labels
 
 
 def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:
@@ -156,7 +169,11 @@ def _check_weights(model: PreTrainedModel, report: dict, name: str) -> bool:
 
     # A weight like the model's own, of one more layer: config.json speaks of fewer than there are.
     own = {shape(key) for key in model.state_dict() if key.startswith(prefix) and "#" in shape(key)}
-    extra = sorted(key for key in report["unexpected_keys"] if shape(key) in own)
+    extra = [
+        key
+        for key in sorted(report["unexpected_keys"])
+        if shape(key) in own or (not own and key.startswith(prefix) and "#" in shape(key))
+    ]
     if lost or extra:
         example = f"without {lost[0]}" if lost else f"with {extra[0]} left over"
         raise InputError(
@@ -174,7 +191,15 @@ def _check_lengths(
     for module in model.modules():  # RoBERTa numbers its positions from behind the padding's on.
         if getattr(module, "num_embeddings", None) == positions and module.padding_idx is not None:
             positions -= module.padding_idx + 1
-    limit = min(tokenizer.model_max_length, positions)
+    try:
+        limit = int(min(tokenizer.model_max_length, positions))
+    except (TypeError, ValueError, OverflowError):
+        limit = 0
+    if limit < 3:  # The two special tokens, and one of the text.
+        raise InputError(
+            f"--model {name}: takes too few tokens (model_max_length "
+            f"{tokenizer.model_max_length!r} in tokenizer_config.json, positions {positions})"
+        )
     if asked is not None and asked > limit:
         raise InputError(f"--max-length: found {asked}; {name} takes at most {limit} tokens")
     length = asked or min(LONGEST_BY_DEFAULT, limit)
@@ -183,10 +208,10 @@ def _check_lengths(
             f"--model {name}: its tokenizer has {len(tokenizer)} tokens, the model only "
             f"{model.config.vocab_size}; they do not belong together"
         )
-    batch = tokenizer(["a", "a " * length], truncation=True, max_length=length, padding=True)
     try:
+        batch = tokenizer(["a", "a " * length], truncation=True, max_length=length, padding=True)
         with torch.inference_mode():
-            model.eval()(**batch.convert_to_tensors("pt"))
+            logits = model.eval()(**batch.convert_to_tensors("pt")).logits
     except Exception as error:  # An index out of range, a missing argument: what it can't do.
         if is_out_of_memory(error):
             raise
@@ -194,6 +219,8 @@ def _check_lengths(
         raise InputError(
             f"--model {name}: cannot classify a padded batch of {length} tokens ({found})"
         ) from error
+    if not logits.isfinite().all():
+        raise InputError(f"--model {name}: its weights give numbers that are not finite (nan, inf)")
     return length
 
 

@@ -43,7 +43,7 @@ def folder_problems(folder: Path, name: str) -> list[str]:
             problems.append("config.json does not say a model_type")
     except FileNotFoundError:
         problems.append("no config.json in it")
-    except (ValueError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
         problems.append(f"config.json cannot be read ({one_line(error)})")
     weights = sorted(folder.glob("model*.safetensors"))
     if not weights:

@@ -24,15 +24,19 @@ csv.field_size_limit(2**31 - 1)  # The default refuses a field of more than 131,
 def _lines(path: Path, problems: list[str]) -> Iterator[str]:
     """The physical lines of a text file, with their endings, whatever can't be decoded told."""
     with path.open("rb") as file, progress(path.stat().st_size, "B", f"reading {path.name}") as bar:
+        told = False
         for number, line in enumerate(file, 1):
             try:
                 # The mark that Excel writes before the first character is none of the text.
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 byte = line[error.start]
-                problems.append(
-                    f"{path}, line {number}: byte {byte:#04x} is not UTF-8; save the file as UTF-8"
-                )
+                if not told:  # A file in another encoding has such a byte in every other line.
+                    problems.append(
+                        f"{path}, line {number}: byte {byte:#04x} is not UTF-8; save the file as "
+                        "UTF-8 (in Excel: CSV UTF-8)"
+                    )
+                told = True
                 if number == 1:  # Nothing in it can be understood: UTF-16, say.
                     return
                 yield line.decode("utf-8", errors="replace")
@@ -43,10 +47,11 @@ def _dialect(path: Path) -> dict:
     """How the columns of a csv or tsv are separated and quoted."""
     if path.suffix.lower() == ".tsv":
         return _tsv_dialect(path)
-    header = next(_lines(path, []), "")
+    header = next(filter(str.strip, _lines(path, [])), "")
     # Excel writes `;` where the comma is the decimal point. It is what the header has most of.
     bare = re.sub(r'"[^"]*"', "", header)
-    return {"delimiter": max(",;\t", key=bare.count), "strict": True}
+    delimiter = max(",;\t", key=bare.count)
+    return {"delimiter": delimiter, "strict": True, "skipinitialspace": True}
 
 
 def _tsv_dialect(path: Path) -> dict:
@@ -72,17 +77,21 @@ def _delimited_rows(path: Path, problems: list[str], _: list[str] | None = None)
     try:
         for fields in reader:
             number, start = start, reader.line_num + 1
+            if not fields:  # An empty line.
+                continue
             if columns is None:
                 columns = fields = [name.strip() for name in fields]
                 for name in {name for name in fields if fields.count(name) > 1}:
                     problems.append(
-                        f"{path}, line 1: the column {name!r} is there twice; rename one"
+                        f"{path}, line {number}: the column {name!r} is there twice; rename one"
                     )
             elif len(fields) == len(columns):
                 yield number, dict(zip(columns, fields, strict=True))
-            elif fields:  # An empty line has none.
-                wanted = f"the header has {len(columns)}"
-                problems.append(f"{path}, line {number}: {len(fields)} fields where {wanted}")
+            else:
+                problems.append(
+                    f"{path}, line {number}: {len(fields)} fields where the header has "
+                    f"{len(columns)}; quote texts that hold the separator"
+                )
             if len(problems) >= MOST_PROBLEMS:
                 return
     except csv.Error as error:
@@ -122,7 +131,7 @@ def _parquet_rows(path: Path, problems: list[str], columns: list[str] | None = N
             yield 1, dict.fromkeys(names)
             return
         number = 0
-        with progress(file.metadata.num_rows, "row", f"reading {path.name}") as bar:
+        with progress(file.metadata.num_rows, "rows", f"reading {path.name}") as bar:
             for batch in file.iter_batches(batch_size=1000, columns=columns or []):
                 for row in batch.to_pylist():
                     number += 1

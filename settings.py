@@ -170,7 +170,7 @@ def _unknown(word: str, parser: argparse.ArgumentParser) -> str:
         return f"unexpected word {word!r} on the command line; every setting is a flag"
     known = [option for action in parser._actions for option in action.option_strings]
     flag = word.split("=")[0]
-    near = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(flag, known, n=1, cutoff=0.75)
     near = [option for option in known if option.startswith(flag)][:1] or near
     hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
     return f"unknown flag {flag}; {hint}"

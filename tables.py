@@ -77,7 +77,7 @@ def _split_files(folder: Path, name: str) -> dict[str, Path]:
         found = [
             file
             for file in sorted(folder.iterdir())
-            if file.stem.lower() in stems and file.suffix.lower() in READERS
+            if file.stem.lower() in stems and file.suffix.lower() in READERS and file.is_file()
         ]
         if len(found) > 1:
             names = " and ".join(file.name for file in found)
@@ -155,10 +155,13 @@ def find_columns(
             exact = [name if name in table.columns else lower.get(name.lower()) for name in names]
             if all(exact):
                 return exact
-        wanted = (
-            f"no column {', '.join(map(repr, asked))}" if asked else f"no column for the {what}"
+        wanted, hint = (
+            f"no column for the {what}",
+            f"name it with {flag}, or is the header missing?",
         )
-        problems.append(f"{table.name}: {wanted}; {has}; name it with {flag}")
+        if asked:
+            wanted, hint = f"no column {', '.join(map(repr, asked))}", f"name another with {flag}"
+        problems.append(f"{table.name}: {wanted}; {has}; {hint}")
         return []
 
     text = find(text_columns, TEXT_COLUMNS, "--text-column", "text")
@@ -200,6 +203,8 @@ def read_table(
         )
     except DatasetGenerationError as error:
         if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        if isinstance(error.__cause__, OSError):  # Of the cache, which is written.
             raise error.__cause__ from None
         raise RunError(f"{table.name}: {one_line(error.__cause__ or error)}") from error
     if len(read) == 0:

@@ -52,6 +52,8 @@ FLAGS = {
     "a choice that isn't one": (["--keep", "worst"], ["--keep: found 'worst'"]),
     "three text columns": (["--text-column", *"abc"], ["--text-column: found ['a', 'b', 'c']"]),
     "a word that is no flag": (["reviews.csv"], ["unexpected word 'reviews.csv'"]),
+    "a name of two lines": (["--model", "a\nb"], ["--model a b: no such folder"]),
+    "a name too long": (["--output-dir", "x" * 300], ["File name too long"]),
     "several at once": (
         [
             *("--epochs", "0", "--batch-size", "x", "--frobnicate=1", "word", "--data", "no.csv"),
@@ -138,6 +140,24 @@ def config_of_fewer_layers(folder: Path) -> None:
     edit_config(save_tiny(folder), n_layers=1)
 
 
+def config_of_no_layers(folder: Path) -> None:
+    edit_config(save_tiny(folder), n_layers=0)
+
+
+def weights_not_finite(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(save_tiny(folder) / "model.safetensors")
+    weights["distilbert.transformer.layer.0.ffn.lin1.bias"][3] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def limit(folder: Path, most: object) -> None:
+    settings = save_tiny(folder) / "tokenizer_config.json"
+    changed = json.loads(settings.read_text()) | {"model_max_length": most}
+    settings.write_text(json.dumps(changed))
+
+
 def config_of_another_width(folder: Path) -> None:
     edit_config(save_tiny(folder), hidden_dim=128)
 
@@ -187,6 +207,10 @@ MODELS = {
     "truncated weights": (truncated, "model.safetensors is cut short or damaged"),
     "config of another model": (bert_config_on_distilbert_weights, "do not belong together"),
     "config of fewer layers": (config_of_fewer_layers, "do not belong together"),
+    "config of no layers": (config_of_no_layers, "do not belong together"),
+    "weights that are not finite": (weights_not_finite, "numbers that are not finite"),
+    "a limit of two tokens": (lambda folder: limit(folder, 2), "takes too few tokens"),
+    "a limit that is a word": (lambda folder: limit(folder, "64"), "model_max_length '64'"),
     "config of another width": (config_of_another_width, "do not belong together"),
     "without tokenizer": (no_tokenizer, "no tokenizer files"),
     "decoder only": (gpt2, "cannot classify padded batches"),
@@ -260,7 +284,11 @@ FILES = {
     "missing": ("no.csv", None, "no such file or folder"),
     "empty": ("a.csv", "", "no rows in it"),
     "header only": ("a.csv", "sentence,label\n", "no rows in it"),
-    "not UTF-8": ("a.csv", CSV.encode() + b"caf\xe9,positive\n", "line 42: byte 0xe9 is not UTF-8"),
+    "not UTF-8": (
+        "a.csv",
+        CSV.encode() + b"caf\xe9,positive\n" * 9,
+        "line 42: byte 0xe9 is not UTF-8",
+    ),
     "UTF-16": ("a.csv", CSV.encode("utf-16"), "line 1: byte 0xff is not UTF-8"),
     "ragged row": ("a.csv", CSV + "good\n", "line 42: 1 fields where the header has 2"),
     "ragged after a quoted newline": (
@@ -350,6 +378,24 @@ def test_what_is_wrong_with_device_data_and_model_is_told_at_once(finetune, tmp_
 
 
 # ---- The machine ----
+
+
+def test_a_cache_that_cannot_be_written_is_named_and_not_the_file(finetune, tmp_path, tiny):
+    limit = "import resource as r, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    limit += "r.setrlimit(r.RLIMIT_FSIZE, (2**13, 2**13))"
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(limit)
+    (tmp_path / "a.csv").write_text(CSV + '"a text of its own",positive\n' * 400)
+    flags = ["--model", tiny, "--data", "a.csv", "--output-dir", "run"]
+    run = finetune(*flags, PYTHONPATH=str(tmp_path / "site"), HF_HOME=str(tmp_path / "home"))
+    assert run.code == 1 and len(run.errors) == 1 and "Traceback" not in run.err, run.err
+    assert "File too large" in run.errors[0] and "HF_HOME" in run.errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stderr_that_cannot_be_written_does_not_change_the_exit_code():
+    command = f"{sys.executable} {ROOT / 'finetune.py'} --epochs 0 2> /dev/full"
+    assert subprocess.run(command, shell=True).returncode == 2
 
 
 def test_cuda_where_there_is_none_is_refused(finetune, tmp_path, tiny):

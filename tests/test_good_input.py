@@ -5,7 +5,7 @@ import json
 import pyarrow
 import pyarrow.parquet
 import pytest
-from conftest import ROWS, copy_tokenizer
+from conftest import ROWS, copy_tokenizer, save_tiny
 
 import data
 from console import InputError
@@ -156,6 +156,15 @@ def test_a_file_that_is_wrong_throughout_is_told_in_20_lines(tmp_path):
     assert 20 <= len(caught.value.problems) <= 22
 
 
+def test_spaces_after_commas_and_empty_lines_are_no_part_of_a_csv(tmp_path):
+    rows = '"good, really", "pos"\n\n"bad", "neg"\n' * 5
+    text = load(tmp_path, "a.csv", "\nsentence, label\n" + rows)
+    assert text.labels == ["neg", "pos"]
+    assert set(text.splits["train"]["text"]) == {"good, really", "bad"}
+    with pytest.raises(InputError, match=r"line 18: no label in 'label'"):
+        load(tmp_path, "b.csv", "\nsentence, label\n" + rows + "fine,\n")
+
+
 def test_one_column_is_not_both_text_and_label(tmp_path):
     load(tmp_path, "a.csv", "text,label\n" + "a,1\nb,0\n" * 3)
     with pytest.raises(InputError, match="a column is used twice"):
@@ -226,7 +235,9 @@ def test_a_changed_file_is_read_anew(tmp_path):
 
 def test_a_list_of_columns_that_is_not_there_names_those_that_are(tmp_path):
     (tmp_path / "a.csv").write_text("x,y\n1,2\n")
-    with pytest.raises(InputError, match="no column 'text'; the columns are 'x', 'y'"):
+    with pytest.raises(
+        InputError, match="no column 'text'; the columns are 'x', 'y'; name another"
+    ):
         data.load(str(tmp_path / "a.csv"), text_columns=["text"], label_column="y")
 
 
@@ -242,6 +253,38 @@ def test_a_checkpoint_in_fp16_trains_in_float32_and_keeps_label_names(tmp_path, 
     model, _, length = models.load_model(str(tmp_path / "half"), ["bad", "good"], None)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert model.config.id2label == {0: "bad", 1: "good"} and length == 64
+
+
+def test_a_head_for_the_same_labels_is_kept_and_one_for_others_is_not(tmp_path, tiny, capsys):
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    import model as models
+
+    labels = ["negative", "positive"]
+    other = AutoModelForSequenceClassification.from_pretrained(tiny)
+    other.config.id2label = {0: "positive", 1: "negative"}
+    other.config.label2id = {"positive": 0, "negative": 1}
+    other.classifier.bias.data.copy_(torch.tensor([5.0, -5.0]))
+    other.save_pretrained(tmp_path / "other")
+    copy_tokenizer(tmp_path / "other")
+    loaded = models.load_model(str(tmp_path / "other"), labels, None)[0]
+    assert "the classification head is new" in capsys.readouterr().err
+    assert loaded.classifier.bias.tolist() == [0, 0]
+    assert not torch.equal(loaded.pre_classifier.weight, other.pre_classifier.weight)
+    encoder, again = other.distilbert.state_dict(), loaded.distilbert.state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in encoder.items())
+
+    kept = models.load_model(str(tmp_path / "other"), labels[::-1], None)[0]
+    assert "the classification head is new" not in capsys.readouterr().err
+    assert kept.classifier.bias.tolist() == [5, -5]
+
+
+def test_a_config_that_asks_for_other_outputs_trains(finetune, tmp_path):
+    config = save_tiny(tmp_path / "model") / "config.json"
+    asks = {"return_dict": False, "output_attentions": True, "output_hidden_states": True}
+    config.write_text(json.dumps(json.loads(config.read_text()) | asks))
+    run_on(finetune, tmp_path, "model", "--data", "builtin", "--max-train-samples", "32")
 
 
 def test_a_tokenizer_with_fixed_padding_does_not_pad(tmp_path):

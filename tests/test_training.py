@@ -375,12 +375,12 @@ def test_a_log_file_gets_lines_with_rate_loss_and_time_left(monkeypatch, capsys)
     import console
 
     monkeypatch.setattr(console, "SECONDS_BETWEEN_LOG_LINES", 0)
-    with console.progress(total=200, unit="sentence", desc="training") as bar:
+    with console.progress(total=200, unit="sentences", desc="training") as bar:
         bar.start -= 10
         bar.set_postfix_str("loss 0.321")
         bar.update(50)
     line = capsys.readouterr().err
-    assert line == "training: 50.0 of 200, 5.00sentence/s, 00:30 left, loss 0.321\n"
+    assert line == "training: 50 of 200,  5.00 sentences/s, 00:30 left, loss 0.321\n"
 
 
 def test_compiling_without_a_compiler_ends_with_one_line(finetune, tmp_path, tiny):

@@ -13,6 +13,7 @@ import hub
 import labels
 import tables
 from console import InputError, progress, say
+from model import forget_padding
 
 datasets.disable_progress_bars()
 
@@ -175,8 +176,7 @@ def tokenize(
         }
 
     # The cache's key is made by hand: a tokenizer's state, and so its hash, changes with its use.
-    tokenizer.backend_tokenizer.no_padding()
-    tokenizer.backend_tokenizer.no_truncation()
+    forget_padding(tokenizer)
     state = (tokenizer.backend_tokenizer.to_str(), tokenizer.truncation_side, max_length)
     content = (split._fingerprint, state, sorted(columns), ids, "tokens 1")
     with progress(len(split), "sentences", f"tokenizing {what}") as bar:

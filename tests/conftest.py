@@ -65,6 +65,18 @@ def block(mark: str) -> str:
     return re.search(rf"<!-- {mark} -->\n```\w*\n(.*?)```", README, re.DOTALL)[1]
 
 
+def limited(folder: Path, resource: str, size: int) -> dict[str, str]:
+    """The environment of a program for which `resource`, such as RLIMIT_FSIZE, is `size` bytes."""
+    lines = [
+        "import resource, signal",
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)",  # An error of writing, not a signal.
+        f"resource.setrlimit(resource.{resource}, ({size}, {size}))",
+    ]
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text("\n".join(lines))
+    return {"PYTHONPATH": str(folder / "site")}
+
+
 def builtin_folder() -> Path:
     import model_files
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import CSV, ROOT, ROWS, builtin_folder, copy_tokenizer, save_tiny
+from conftest import CSV, ROOT, ROWS, builtin_folder, copy_tokenizer, limited, save_tiny
 
 
 def check_refused(run, output: Path, *messages: str) -> None:
@@ -381,13 +381,11 @@ def test_what_is_wrong_with_device_data_and_model_is_told_at_once(finetune, tmp_
 
 
 def test_a_cache_that_cannot_be_written_is_named_and_not_the_file(finetune, tmp_path, tiny):
-    limit = "import resource as r, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-    limit += "r.setrlimit(r.RLIMIT_FSIZE, (2**13, 2**13))"
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(limit)
     (tmp_path / "a.csv").write_text(CSV + '"a text of its own",positive\n' * 400)
     flags = ["--model", tiny, "--data", "a.csv", "--output-dir", "run"]
-    run = finetune(*flags, PYTHONPATH=str(tmp_path / "site"), HF_HOME=str(tmp_path / "home"))
+    run = finetune(
+        *flags, HF_HOME=str(tmp_path / "home"), **limited(tmp_path, "RLIMIT_FSIZE", 2**13)
+    )
     assert run.code == 1 and len(run.errors) == 1 and "Traceback" not in run.err, run.err
     assert "File too large" in run.errors[0] and "HF_HOME" in run.errors[0]
     assert not (tmp_path / "run").exists()

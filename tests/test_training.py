@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROWS, save_tiny
+from conftest import ROWS, limited, save_tiny
 from torch.utils.data import DataLoader
 
 import data
@@ -413,12 +413,9 @@ def test_out_of_memory_names_the_micro_batch_size(finetune, tmp_path):
     save_tiny(tmp_path / "wide", hidden_dim=2**20, n_layers=1)
     rows = "".join(f"{'word ' * 62}{text},{label}\n" for text, label in ROWS)
     (tmp_path / "a.csv").write_text("text,label\n" + rows.replace(" , ", " "))
-    limit = "import resource as r; r.setrlimit(r.RLIMIT_AS, (8 * 2**30, 8 * 2**30)); "
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(limit)
     run = finetune(
         *("--model", "wide", "--data", "a.csv", "--output-dir", "run", "--batch-size", "40"),
-        PYTHONPATH=str(tmp_path / "site"),
+        **limited(tmp_path, "RLIMIT_AS", 8 * 2**30),
     )
     assert run.code == 1 and len(run.errors) == 1, run.err
     assert "--micro-batch-size" in run.errors[0] and "Traceback" not in run.err
@@ -432,12 +429,8 @@ def test_a_full_disk_ends_the_run_with_one_line_and_keeps_what_was_whole(
     narrow = {"dim": 2, "hidden_dim": 2, "n_heads": 1} if first_to_fail == "tokenizer" else {}
     size = 2**19 if first_to_fail == "tokenizer" else 2**21
     save_tiny(tmp_path / "model", **narrow)
-    limit = "import resource as r, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-    limit += f"r.setrlimit(r.RLIMIT_FSIZE, ({size}, {size}))"
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(limit)
     flags = ["--model", "model", "--data", "builtin", "--output-dir", "run"]
-    run = finetune(*flags, PYTHONPATH=str(tmp_path / "site"))
+    run = finetune(*flags, **limited(tmp_path, "RLIMIT_FSIZE", size))
     assert run.code == 1 and len(run.errors) == 1, run.err
     assert "model could not be written" in run.errors[0] and "Traceback" not in run.err
     assert "File too large" in run.errors[0] or "os error 27" in run.errors[0]

@@ -1,6 +1,7 @@
 """Labelled text in, batches of tensors out: load, tokenize once, batch by length."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -218,30 +219,43 @@ def sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def make_loader(
-    tokens: TokenizedText, batches: list[np.ndarray], pad_token_id: int, most: int, device: str
+    tokens: TokenizedText,
+    batches: list[np.ndarray],
+    pad_token_id: int,
+    most: int,
+    max_length: int,
+    device: str,
 ) -> torch.utils.data.DataLoader[list[dict[str, torch.Tensor]]]:
     """The `batches` of row numbers as tensors, each in micro-batches of at most `most` rows."""
+    # The matrix units of a GPU work on tiles. Never more than max_length: it may be all positions.
+    multiple = 8 if device == "cuda" and max_length % 8 == 0 else 1
     return torch.utils.data.DataLoader(
         tokens,
         batch_sampler=batches,
-        collate_fn=functools.partial(collate, pad_token_id=pad_token_id, most=most),
+        collate_fn=functools.partial(collate, pad_token_id=pad_token_id, most=most, multiple=multiple),
         pin_memory=device == "cuda",
     )
 
 
-def collate(rows: Sequence[dict], pad_token_id: int, most: int) -> list[dict[str, torch.Tensor]]:
+def collate(
+    rows: Sequence[dict], pad_token_id: int, most: int, multiple: int = 1
+) -> list[dict[str, torch.Tensor]]:
     """One batch as micro-batches of at most `most` rows, each padded to its own longest row.
 
+    Args:
+        multiple: the number of tokens of a row is rounded up to a multiple of it.
     Returns:
         Per micro-batch: `input_ids`, `attention_mask` and perhaps `token_type_ids`, int64 of shape
         (rows, tokens), and `labels`, int64 of shape (rows,).
     """
-    return [_pad(rows[start : start + most], pad_token_id) for start in range(0, len(rows), most)]
+    starts = range(0, len(rows), most)
+    return [_pad(rows[start : start + most], pad_token_id, multiple) for start in starts]
 
 
-def _pad(rows: Sequence[dict], pad_token_id: int) -> dict[str, torch.Tensor]:
+def _pad(rows: Sequence[dict], pad_token_id: int, multiple: int) -> dict[str, torch.Tensor]:
     lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    width = math.ceil(int(lengths.max()) / multiple) * multiple
+    mask = torch.arange(width) < lengths[:, None]
     batch = {"attention_mask": mask.long(), "labels": torch.tensor([row["labels"] for row in rows])}
     for column in rows[0].keys() - {"labels"}:
         padding = pad_token_id if column == "input_ids" else 0

@@ -82,6 +82,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import data
+import faster
 import model as models
 
 MicroBatches = list[dict[str, torch.Tensor]]  # One batch, in parts that fit on the device.
@@ -238,8 +239,8 @@ def fit(
     """
 
     def loader(split: str, batches: list) -> DataLoader[MicroBatches]:
-        padding, most = tokenizer.pad_token_id, settings.micro_batch_size
-        return data.make_loader(tokens[split], batches, padding, most, settings.device)
+        widths = tokenizer.pad_token_id, settings.micro_batch_size, settings.max_length
+        return data.make_loader(tokens[split], batches, *widths, settings.device)
 
     def score(model: nn.Module, split: str, most: int | None = None) -> tuple[dict, float]:
         batches = data.sorted_batches(tokens[split].lengths, settings.batch_size)
@@ -269,7 +270,8 @@ def fit(
     if "test" in tokens:  # Once, with the kept model as it was written.
         labels = list(model.config.id2label.values())
         saved, *_ = models.load_model(str(folder / "model"), labels, settings.max_length)
-        metrics, _ = score(saved.to(model.device), "test")
+        faster.prepare(saved, settings)
+        metrics, _ = score(saved, "test")
         say(f"test: {metrics}")
         kept["test_accuracy"] = metrics["accuracy"]
     return kept
@@ -321,9 +323,7 @@ def main(settings: Settings, hub_problem: str | None) -> None:
     )
     say(f"writing to {folder}")
 
-    model.to(settings.device)
-    if settings.compile:
-        model.compile(dynamic=True)  # One program for all lengths, not one for each.
+    faster.prepare(model, settings)
     kept = fit(model, tokenizer, tokens, settings, folder)
     record["result"] = kept | {"seconds": round(time.monotonic() - started, 1)}
     checkpoint.write_record(folder, record)

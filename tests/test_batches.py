@@ -95,19 +95,24 @@ def test_a_subset_is_drawn_from_all_of_the_file(tmp_path):
     assert min(lines[0]) < 60 and max(lines[0]) > 240
 
 
-@given(st.lists(st.lists(st.integers(1, 99), min_size=1), min_size=1), st.integers(1, 8))
-def test_micro_batches_hold_the_same_tokens_padded_to_their_own_longest(rows, most):
+@given(
+    st.lists(st.lists(st.integers(1, 99), min_size=1), min_size=1),
+    st.integers(1, 8),
+    st.sampled_from([1, 8]),
+)
+def test_micro_batches_hold_the_same_tokens_padded_to_their_own_longest(rows, most, multiple):
     encoded = [
         {"input_ids": row, "token_type_ids": [1] * len(row), "labels": number}
         for number, row in enumerate(rows)
     ]
-    batches = data.collate(encoded, pad_token_id=0, most=most)
+    batches = data.collate(encoded, pad_token_id=0, most=most, multiple=multiple)
     back = []
     for batch in batches:
         assert 1 <= len(batch["labels"]) <= most
         assert batch["input_ids"].shape == batch["attention_mask"].shape
         assert torch.equal(batch["token_type_ids"], batch["attention_mask"])
-        assert batch["attention_mask"].sum(1).max() == batch["input_ids"].shape[1]
+        longest, width = batch["attention_mask"].sum(1).max(), batch["input_ids"].shape[1]
+        assert longest <= width < longest + multiple and width % multiple == 0
         for ids, mask, label in zip(
             *(batch[key] for key in ("input_ids", "attention_mask", "labels")), strict=True
         ):
@@ -118,6 +123,19 @@ def test_micro_batches_hold_the_same_tokens_padded_to_their_own_longest(rows, mo
                 {"input_ids": real, "token_type_ids": [1] * len(real), "labels": int(label)}
             )
     assert back == encoded
+
+
+@pytest.mark.parametrize(
+    "device, max_length, width", [("cpu", 16, 5), ("cuda", 16, 8), ("cuda", 6, 5)]
+)
+def test_lengths_are_rounded_up_to_8_on_a_gpu_and_never_beyond_the_models_positions(
+    tmp_path, tokenizer, device, max_length, width
+):
+    text = make_text(tmp_path, ["warm and funny"] * 4)  # With two special tokens, five.
+    tokens = data.tokenize(text.splits["train"], text.ids, tokenizer, max_length, "train")
+    loader = data.make_loader(tokens, [np.arange(4)], 0, 4, max_length, device)
+    (batch,) = loader.collate_fn(tokens.__getitems__([0, 1]))
+    assert batch["input_ids"].shape == (2, width) and loader.pin_memory == (device == "cuda")
 
 
 CELL = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1)

@@ -1,0 +1,160 @@
+"""What makes steps faster leaves the numbers as they are, and does make less work."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+from conftest import ROOT, copy_tokenizer
+from torch.nn import functional as F
+
+import faster
+import model as models
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "vocab_size": 30522,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+DISTILBERT_SIZES = {
+    **{"dim": 32, "hidden_dim": 64, "n_layers": 3, "n_heads": 2},
+    **{"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0},
+}
+SETTINGS = SimpleNamespace(device="cpu", precision="fp32", compile=False)
+
+
+def load(kind: str, folder: Path) -> torch.nn.Module:
+    sizes = dict(DISTILBERT_SIZES if kind == "distilbert" else SIZES)
+    if not (folder / "config.json").exists():
+        torch.manual_seed(0)
+        sizes |= {"pad_token_id": 0} if kind == "modernbert" else {}
+        sizes |= {"embedding_size": 32, "classifier_dropout_prob": 0} if kind == "albert" else {}
+        config = transformers.AutoConfig.for_model(kind, **sizes)
+        transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+        copy_tokenizer(folder)
+    torch.manual_seed(1)
+    return models.load_model(str(folder), ["a", "b"], None)[0].train()
+
+
+def gradients(model: torch.nn.Module, batch: dict) -> tuple[torch.Tensor, dict]:
+    logits = model(**batch).logits
+    F.cross_entropy(logits, torch.tensor([0, 1, 1])).backward()
+    return logits.detach(), {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.fixture(autouse=True)
+def memory_as_it_was(monkeypatch):
+    """What glibc is told holds for the whole process, and so for all tests after."""
+    monkeypatch.setattr(faster, "_keep_memory", lambda: None)
+
+
+@pytest.fixture(params=["AVX2", "AVX512"])
+def capability(request, monkeypatch):
+    """Both ways of a CPU, whichever the tests run on."""
+    if request.param == "AVX512" and not torch.backends.mkldnn.is_available():
+        pytest.skip("this build of torch has no oneDNN")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("kind", [*faster.FEED_FORWARD, "albert", "mpnet", "modernbert"])
+def test_logits_and_all_gradients_are_those_of_the_model_as_it_was_loaded(
+    kind, tmp_path, capability
+):
+    plain, fast = load(kind, tmp_path), load(kind, tmp_path)
+    faster.prepare(fast, SETTINGS)
+    torch.manual_seed(2)
+    batch = {
+        "input_ids": torch.randint(1000, 2000, (3, 9)),
+        "attention_mask": torch.tensor([[1] * 9, [1] * 4 + [0] * 5, [1] * 7 + [0] * 2]),
+    }
+    logits, expected = gradients(plain, batch)
+    same, found = gradients(fast, batch)
+    torch.testing.assert_close(same, logits, rtol=1e-5, atol=1e-6)
+    assert expected.keys() == found.keys()
+    for name in expected:
+        # A pooler or an adapter that nothing reads has none.
+        assert (expected[name] is None) == (found[name] is None), name
+        if expected[name] is not None:
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6, msg=name)
+    is_onednn = {type(module) for module in fast.modules()} & {faster.OneDNNLinear}
+    assert bool(is_onednn) == (capability == "AVX512")
+
+
+@pytest.mark.parametrize("kind", faster.FEED_FORWARD)
+def test_the_last_feed_forward_part_sees_one_token_and_the_others_see_all(kind, tmp_path):
+    model = load(kind, tmp_path)
+    faster.prepare(model, SETTINGS)
+    seen = []
+    for path, module in model.named_modules():
+        if path.endswith("." + faster.FEED_FORWARD[kind]):
+            module.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+    model(input_ids=torch.full((2, 9), 1000), attention_mask=torch.ones(2, 9))
+    assert seen == [9, 9, 1]
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (3, 5, 8)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_layer_by_onednn_is_a_linear_layer(shape, bias, capability):
+    torch.manual_seed(0)
+    layer, expected = torch.nn.Linear(8, 6, bias), torch.nn.Linear(8, 6, bias)
+    expected.load_state_dict(layer.state_dict())
+    layer.__class__ = faster.OneDNNLinear
+    x = torch.randn(*shape)
+    results = []
+    for linear in (layer, expected):
+        # What is cut out of a larger tensor has gaps between its rows, and so has its gradient.
+        wide = F.pad(x, (2, 1)).requires_grad_()
+        F.pad(linear(wide[..., 2:-1]), (1, 1)).square().sum().backward()
+        results.append([wide.grad, *(p.grad for p in linear.parameters())])
+        with torch.inference_mode():
+            results[-1].append(linear(x))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_a_frozen_weight_of_a_onednn_layer_gets_no_gradient(frozen):
+    layer = faster.OneDNNLinear(8, 6)
+    getattr(layer, frozen).requires_grad_(False)
+    layer(torch.randn(2, 8)).sum().backward()
+    assert {name for name, p in layer.named_parameters() if p.grad is not None} == (
+        {"weight", "bias"} - {frozen}
+    )
+
+
+def test_bf16_and_compiled_models_keep_torchs_own_linear_layers(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    for change in ({"precision": "bf16"}, {"compile": True}):
+        model = load("distilbert", tmp_path)
+        faster.prepare(model, SimpleNamespace(**vars(SETTINGS) | change))
+        assert not any(isinstance(module, faster.OneDNNLinear) for module in model.modules())
+
+
+def page_faults(before: str) -> int:
+    """Of a process that takes 64 MB and gives them back, ten times, and has done so before."""
+    lines = [
+        f"import resource, faster, torch; {before}",
+        "count = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt",
+        "for _ in range(10): torch.zeros(2**24)",
+        "start = count()",
+        "for _ in range(10): torch.zeros(2**24)",
+        "print(count() - start)",
+    ]
+    command = [sys.executable, "-c", "\n".join(lines)]
+    return int(subprocess.check_output(command, cwd=ROOT, text=True))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")
+def test_memory_that_a_step_gives_back_is_there_for_the_next():
+    pages = 10 * 2**26 // resource.getpagesize()
+    assert page_faults("faster._keep_memory()") < pages / 20
+    assert page_faults("") > pages / 20 or pages < 2000  # Larger pages, fewer faults.

@@ -2,11 +2,16 @@
 
 import contextlib
 import ctypes
+import os
 from types import SimpleNamespace
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+
+# oneDNN would keep 1024 of the programs that it writes, a dozen for each length of a batch, in
+# hundreds of megabytes; those of a step are enough. It looks here when it is first used.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 
 # Encoders whose classifier reads the first token alone, and what they call a layer's feed-forward
 # part. A kind stands here when tests/test_faster.py finds its numbers the same as without.

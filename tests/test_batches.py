@@ -2,12 +2,13 @@
 
 import csv
 import io
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROWS
+from conftest import ROOT, ROWS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,12 +16,7 @@ import data
 import readers
 
 # The sentences of SST-2's training data by number of tokens (bert-base-uncased), from 0 tokens on.
-SST2_LENGTHS = [
-    *(0, 0, 0, 1978, 5323, 6064, 5345, 4749, 4155, 3713, 3267, 2947, 2650, 2413, 2138, 1950, 1777),
-    *(1661, 1515, 1373, 1285, 1132, 1106, 1046, 909, 820, 806, 733, 692, 628, 538, 491, 442, 448),
-    *(400, 337, 304, 286, 242, 195, 203, 192, 155, 148, 130, 89, 82, 85, 73, 55, 42, 50, 40, 36),
-    *(19, 21, 22, 15, 8, 6, 3, 2, 5, 5, 1, 2, 2),
-]
+SST2_LENGTHS = json.loads((ROOT / "benchmarks" / "sst2_lengths.json").read_text())
 LENGTHS = st.lists(st.integers(1, 70), min_size=1, max_size=300).map(np.array)
 
 
@@ -98,21 +94,26 @@ def test_a_subset_is_drawn_from_all_of_the_file(tmp_path):
 @given(
     st.lists(st.lists(st.integers(1, 99), min_size=1), min_size=1),
     st.integers(1, 8),
+    st.integers(1, 200),
     st.sampled_from([1, 8]),
 )
-def test_micro_batches_hold_the_same_tokens_padded_to_their_own_longest(rows, most, multiple):
+def test_micro_batches_hold_the_same_tokens_padded_to_their_own_longest(
+    rows, most, most_tokens, multiple
+):
     encoded = [
         {"input_ids": row, "token_type_ids": [1] * len(row), "labels": number}
         for number, row in enumerate(rows)
     ]
-    batches = data.collate(encoded, pad_token_id=0, most=most, multiple=multiple)
+    batches = data.collate(encoded, 0, most, most_tokens, multiple)
+    longest = max(map(len, rows))
     back = []
     for batch in batches:
         assert 1 <= len(batch["labels"]) <= most
+        assert (len(batch["labels"]) - 1) * longest < most_tokens
         assert batch["input_ids"].shape == batch["attention_mask"].shape
         assert torch.equal(batch["token_type_ids"], batch["attention_mask"])
-        longest, width = batch["attention_mask"].sum(1).max(), batch["input_ids"].shape[1]
-        assert longest <= width < longest + multiple and width % multiple == 0
+        own, width = batch["attention_mask"].sum(1).max(), batch["input_ids"].shape[1]
+        assert own <= width < own + multiple and width % multiple == 0
         for ids, mask, label in zip(
             *(batch[key] for key in ("input_ids", "attention_mask", "labels")), strict=True
         ):

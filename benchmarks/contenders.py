@@ -1,0 +1,134 @@
+"""Five ways to train one model on the same sentences, each as its users write it.
+
+Each takes a model, rows of `work.make_sentences`, the sentences of a step, the number of timed
+steps and whether the device has bf16, and trains until measure.py stops it.
+"""
+
+import tempfile
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+from work import lengths_of, pick
+
+from console import LogProgress
+
+
+def tutorials_loop(model, rows, batch_size, steps, bf16) -> None:
+    import torch
+    from torch.utils.data import DataLoader
+    from tutorial import SST2Dataset, train
+
+    longest = lengths_of(rows).max()
+    columns = ("input_ids", "attention_mask")
+    padded = {key: [row + [0] * (longest - len(row)) for row in rows[key][:]] for key in columns}
+    loader = DataLoader(SST2Dataset(padded, rows["labels"][:]), batch_size=batch_size, shuffle=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    optimizer = torch.optim.AdamW(model.to(device).parameters(), lr=1e-5, weight_decay=0.0)
+    train(model, loader, optimizer, device)
+
+
+def padding_collator():
+    """Pads a batch to its own longest sentence, as transformers' guides tell its users to."""
+    from transformers import AutoTokenizer, DataCollatorWithPadding
+
+    from model_files import find_model
+
+    return DataCollatorWithPadding(AutoTokenizer.from_pretrained(find_model("builtin")))
+
+
+def trainer(model, rows, batch_size, steps, _, **options) -> None:
+    from torch.utils.data import DataLoader
+    from transformers import Trainer, TrainingArguments
+
+    class OnPickedBatches(Trainer):
+        def get_train_dataloader(self):
+            order = np.array(list(self._get_train_sampler(rows)))
+            batches = pick(order, lengths_of(rows), batch_size, steps)
+            loader = DataLoader(rows, batch_sampler=batches, collate_fn=self.data_collator)
+            return self.accelerator.prepare(loader)
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=batch_size,
+            save_strategy="no",
+            report_to=[],
+            **options,
+        )
+        OnPickedBatches(
+            model, arguments, train_dataset=rows, data_collator=padding_collator()
+        ).train()
+
+
+def trainer_grouped(model, rows, batch_size, steps, bf16) -> None:
+    grouped = {"train_sampling_strategy": "group_by_length", "bf16": bf16}
+    trainer(model, rows, batch_size, steps, None, **grouped)
+
+
+def accelerates_example(model, rows, batch_size, steps, bf16) -> None:
+    """After examples/nlp_example.py of accelerate: its loop, its optimizer, its schedule."""
+    import torch
+    from accelerate import Accelerator
+    from torch.utils.data import DataLoader, RandomSampler
+    from transformers import get_linear_schedule_with_warmup
+
+    accelerator = Accelerator(mixed_precision="bf16" if bf16 else None)
+    order = np.array(list(RandomSampler(rows)))
+    batches = pick(order, lengths_of(rows), batch_size, steps)
+    loader = DataLoader(rows, batch_sampler=batches, collate_fn=padding_collator())
+    optimizer = torch.optim.AdamW(params=model.parameters(), lr=2e-5)
+    schedule = get_linear_schedule_with_warmup(optimizer, 100, 3 * len(rows) // batch_size)
+    model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
+    model.train()
+    for batch in loader:
+        batch.to(accelerator.device)
+        accelerator.backward(model(**batch).loss)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+
+
+def this_project(model, rows, batch_size, steps, bf16) -> None:
+    import data
+    import faster
+    import finetune
+
+    settings = project_settings(batch_size)
+    faster.prepare(model, settings)
+    tokens = data.TokenizedText(rows.remove_columns("attention_mask"))
+    order = np.concatenate(data.epoch_batches(tokens.lengths, batch_size, settings.seed, 0))
+    loader = project_loader(tokens, pick(order, tokens.lengths, batch_size, steps), settings)
+    optimizer = finetune.make_optimizer(model, settings)
+    bar = LogProgress(len(rows), "sentences", False, "training")
+    finetune.train_epoch(model, optimizer, loader, settings, 0, lambda line: None, bar)
+
+
+def project_settings(batch_size: int) -> SimpleNamespace:
+    """finetune.py's own settings, as its main takes them."""
+    import finetune
+    import model as models
+    from settings import read_settings
+
+    flags = ["--model", "builtin", "--data", "builtin", "--learning-rate", "3e-5"]
+    settings = read_settings(vars(finetune), [*flags, "--batch-size", str(batch_size)])
+    settings.device = models.choose_device(settings.device)
+    settings.precision = models.choose_precision(settings.precision, settings.device)
+    settings.micro_batch_size, settings.max_length = batch_size, 512
+    return settings
+
+
+def project_loader(tokens, batches: list[np.ndarray], settings: SimpleNamespace):
+    import data
+
+    widths = 0, settings.micro_batch_size, settings.max_length
+    return data.make_loader(tokens, batches, *widths, settings.device)
+
+
+CONTENDERS: dict[str, Callable] = {
+    "tutorial's loop": tutorials_loop,
+    "Trainer, default": trainer,
+    "Trainer, grouped by length": trainer_grouped,
+    "accelerate's example": accelerates_example,
+    "this project": this_project,
+}

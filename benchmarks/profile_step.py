@@ -1,0 +1,109 @@
+"""Where the time of a training step goes, and what is left to the limit.
+
+python benchmarks/profile_step.py      a minute on two cores
+
+DistilBERT's size, 32 of SST-2's sentences a step: with model and batches as faster.py and data.py
+prepare them, and without ("before": the same loop on transformers' model as it is).
+"""
+
+import contextlib
+import time
+from unittest import mock
+
+import numpy as np
+import torch
+from contenders import project_loader, project_settings
+from measure import measure_limit
+from speed import table
+from torch.profiler import ProfilerActivity, profile
+from work import WARM_UP, lengths_of, make_sentences, new_model, pick, useful_flops
+
+import data
+import faster
+import finetune
+
+STEPS, BATCH_SIZE = 20, 32
+# Operators by what a reader of finetune.py would call them; the first that fits.
+PARTS = {
+    "linear layers": ("mm", "addmm", "_linear_pointwise"),
+    "attention": ("bmm", "baddbmm", "_softmax", "_softmax_backward_data", "_scaled_dot_product"),
+    "optimizer": ("_fused_adamw_", "_foreach_add_"),
+    "gradient clipping": ("linalg_vector_norm", "mul_", "_foreach_norm", "_foreach_mul_"),
+    "dropout": ("bernoulli_", "div_", "native_dropout", "native_dropout_backward"),
+    "GELU and layer norms": (
+        *("gelu", "gelu_backward", "native_layer_norm", "native_layer_norm_backward"),
+    ),
+    "word embeddings": ("embedding_dense_backward", "index_select", "embedding"),
+    "copies, zeros, sums": ("copy_", "fill_", "add", "add_", "mul", "sum", "cat", "zero_"),
+}
+
+
+def prepare(way: str, rows):
+    """Model, optimizer, settings and batches of one of the two ways."""
+    settings, model = project_settings(BATCH_SIZE), new_model()
+    tokens = data.TokenizedText(rows.remove_columns("attention_mask"))
+    if way == "after":
+        faster.prepare(model, settings)
+    else:
+        model.to(settings.device)
+    order = data.epoch_batches(tokens.lengths, BATCH_SIZE, settings.seed, 0)
+    picked = pick(np.concatenate(order), lengths_of(rows), BATCH_SIZE, STEPS)
+    with contextlib.ExitStack() as stack:
+        if way == "before":
+            stack.enter_context(mock.patch.dict(data.MOST_TOKENS, clear=True))
+        batches = list(project_loader(tokens, picked, settings))
+    return model.train(), finetune.make_optimizer(model, settings), settings, batches
+
+
+def run(model, optimizer, settings, batches) -> float:
+    """Milliseconds a step."""
+    started = time.perf_counter()
+    for micro_batches in batches:
+        finetune.training_step(model, optimizer, micro_batches, settings)
+    if settings.device == "cuda":
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - started) / len(batches)
+
+
+def shares(model, optimizer, settings, batches) -> dict[str, float]:
+    """The share of each part in the time of all operators."""
+    on_gpu = settings.device == "cuda"
+    kinds = [ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
+    with profile(activities=kinds) as profiler:
+        run(model, optimizer, settings, batches)
+    part_of = {operator: part for part, operators in PARTS.items() for operator in operators}
+    times = dict.fromkeys([*PARTS, "the rest"], 0.0)
+    for event in profiler.key_averages():
+        spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        times[part_of.get(event.key.split("::")[-1], "the rest")] += spent
+    return {part: spent / sum(times.values()) for part, spent in times.items()}
+
+
+def main() -> None:
+    rows = make_sentences()
+    found = {}
+    for way in ("before", "after"):  # In this order: what is told to the C library stays.
+        everything = prepare(way, rows)
+        *parts, batches = everything
+        run(*parts, batches[:WARM_UP])
+        timed = batches[WARM_UP:]
+        found[way] = run(*parts, timed), shares(*parts, timed)
+    limit = max(measure_limit().values())
+    lengths = [int(n) for batch in timed for micro in batch for n in micro["attention_mask"].sum(1)]
+    needed = useful_flops(parts[0].config, torch.tensor(lengths).numpy()) / len(timed) / limit / 1e6
+    lines = []
+    for part in found["after"][1]:
+        cells = []
+        for total, share in (found["before"], found["after"]):
+            cells += [f"{total * share[part]:.0f}", f"{share[part]:.1%}"]
+        lines.append([part, *cells])
+    totals = [f"{found[way][0]:.0f}" for way in ("before", "after")]
+    lines.append(["a step", totals[0], "100.0%", totals[1], "100.0%"])
+    of_limit = [f"{needed / found[way][0]:.1%}" for way in ("before", "after")]
+    lines.append(["at the limit", f"{needed:.0f}", of_limit[0], f"{needed:.0f}", of_limit[1]])
+    print(table(["milliseconds", "before", "", "after", ""], lines))
+    print(f"\nlimit: {limit:.0f} GFLOP/s of plain matrix products; useful operations only")
+
+
+if __name__ == "__main__":
+    main()

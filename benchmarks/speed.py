@@ -1,0 +1,177 @@
+"""Fine-tuning at DistilBERT's size: sentences a second, beside what people would use instead.
+
+python benchmarks/speed.py             five rounds, about 20 minutes on two cores
+python benchmarks/speed.py --quick     one short round, two minutes
+python benchmarks/speed.py --scaling   this project alone, on more sentences and on longer ones
+
+Random weights; SST-2's sentences where the environment variable SST2 names their folder, or it lies
+beside the clone, else random ones of the same lengths. The contenders take turns, each in a process
+of its own. Results go to benchmarks/results/.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from measure import machine, turn
+from work import HERE, make_sentences
+
+from console import progress
+
+# Contender, sentences a step, timed steps; as many for those whose peak memory is compared.
+TURNS = [
+    ("tutorial's loop", 16, 8),
+    ("Trainer, default", 8, 50),
+    ("Trainer, grouped by length", 16, 60),
+    ("accelerate's example", 16, 30),
+    ("this project", 16, 60),
+    ("Trainer, grouped by length", 32, 60),
+    ("accelerate's example", 32, 20),
+    ("this project", 32, 60),
+]
+QUICK = [(name, size, max(steps // 4, 3)) for name, size, steps in (*TURNS[:2], *TURNS[5:])]
+# Sentences in the set, and how many times as long as SST-2's they are.
+SETS = [(1_000, 1.0), (10_000, 1.0), (67_349, 1.0), (67_349, 2.0), (67_349, 10.2)]
+
+
+def in_a_process(name: str, batch_size: int, steps: int, folder: str) -> dict:
+    turn = [name, str(batch_size), str(steps), folder, str(time.time())]
+    command = [sys.executable, __file__, "--turn", *turn]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"error: {name} at {batch_size} sentences a step failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    """The median, and in brackets the least and the most."""
+    least, most = min(values), max(values)
+    return f"{statistics.median(values):.{digits}f} ({least:.{digits}f}–{most:.{digits}f})"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Columns of fixed width, the first to the left."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+        for row in [head, *rows]
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def comparison(rounds: list[dict]) -> str:
+    """The table of all contenders, then by how much this project is faster than each."""
+
+    def of(key: str, what: str) -> list[float]:
+        return [one[key][what] for one in rounds]
+
+    limits = [max(one["limit"].values()) for one in rounds]
+    keys = [key for key in rounds[0] if key != "limit"]
+    lines = []
+    for key in keys:
+        name, size = key.rsplit(" @", 1)
+        gflops = of(key, "useful_gflops")
+        share = [100 * rate / limit for rate, limit in zip(gflops, limits, strict=True)]
+        lines.append(
+            [
+                *(name, size, spread(of(key, "sentences_per_second"))),
+                f"{statistics.median(of(key, 'useful_tokens_per_second')):.0f}",
+                f"{statistics.median(gflops):.0f}",
+                f"{statistics.median(share):.0f} %",
+                f"{statistics.median(of(key, 'padding')):.1%}",
+                f"{statistics.median(of(key, 'peak_memory_mb')):.0f}",
+                f"{statistics.median(of(key, 'first_step_seconds')):.1f}",
+            ]
+        )
+    head = ["", "batch", "sentences/s", "tokens/s", "GFLOP/s", "of limit", "padding", "peak MB"]
+    text = table([*head, "s to 1st step"], lines) + "\n\n"
+    for library in rounds[0]["limit"]:
+        rates = [one["limit"][library] for one in rounds]
+        text += f"plain matrix products by {library}: {spread(rates, 0)} GFLOP/s\n"
+    ours = {key.rsplit(" @", 1)[1]: key for key in keys if key.startswith("this project")}
+    for key in keys:
+        name, size = key.rsplit(" @", 1)
+        mine = ours.get(size) or ours["32"]
+        if key in ours.values():
+            pairs = zip(
+                of(key, "evaluated_per_second"), of(key, "sentences_per_second"), strict=True
+            )
+            text += f"this project @{size}: evaluation is {_times(pairs)} its training\n"
+        else:
+            mine = ours["32"] if "default" in name or "tutorial" in name else mine
+            rates = (of(mine, "sentences_per_second"), of(key, "sentences_per_second"))
+            text += f"{mine} is {_times(zip(*rates, strict=True))} {key}\n"
+    return text
+
+
+def _times(pairs) -> str:
+    ratios = [one / other for one, other in pairs]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}) ×"
+
+
+def growth(rounds: list[dict]) -> str:
+    """This project alone, by the size of the set and the length of its sentences."""
+    lines = []
+    for key in rounds[0]:
+        rates = {what: [one[key][what] for one in rounds] for what in rounds[0][key]}
+        tokens = statistics.median(rates["useful_tokens_per_second"])
+        mean = tokens / statistics.median(rates["sentences_per_second"])
+        gflops = spread(rates["useful_gflops"], 0)
+        lines.append(
+            [key, f"{mean:.1f}", spread(rates["sentences_per_second"]), f"{tokens:.0f}", gflops]
+        )
+    head = ["sentences in the set", "mean tokens", "sentences/s", "tokens/s", "useful GFLOP/s"]
+    return table(head, lines) + "\n"
+
+
+def main(mode: str) -> None:
+    rounds_of = {"speed": (TURNS, 5), "quick": (QUICK, 1), "scaling": (SETS, 1)}
+    turns, count = rounds_of[mode]
+    rounds: list[dict] = [{} for _ in range(count)]
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        progress(count * len(turns), "turns", "measuring") as bar,
+    ):
+        folders: dict[tuple, str] = {}
+        for size, longer in SETS if mode == "scaling" else [(None, 1.0)]:
+            folder = folders[size, longer] = str(Path(temporary) / f"{size} {longer}")
+            make_sentences(size, longer).save_to_disk(folder)
+        for one in rounds:
+            if mode == "scaling":
+                for size, longer in turns:
+                    how = f"{size:,}" + (f", {longer:g} × as long" if longer != 1 else "")
+                    one[how] = in_a_process("this project", 32, 60, folders[size, longer])
+                    bar.update()
+                continue
+            one["limit"] = in_a_process("limit", 0, 0, "")
+            for name, size, steps in turns:
+                one[f"{name} @{size}"] = in_a_process(name, size, steps, folders[None, 1.0])
+                bar.update()
+    text = growth(rounds) if mode == "scaling" else comparison(rounds)
+    print(text)
+    result = {"machine": machine(), "rounds": rounds, "table": text.splitlines()}
+    (HERE / "results").mkdir(exist_ok=True)
+    file = HERE / "results" / f"{mode}.json"
+    file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    print(f"written to {file}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--quick", action="store_const", const="quick", dest="mode")
+    either.add_argument("--scaling", action="store_const", const="scaling", dest="mode")
+    either.add_argument("--turn", nargs=5, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.turn:
+        name, size, steps, folder, started = asked.turn
+        print(json.dumps(turn(name, int(size), int(steps), folder, float(started))))
+    else:
+        main(asked.mode or "speed")

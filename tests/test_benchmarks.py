@@ -1,0 +1,123 @@
+"""The benchmark measures what it says: same work for all, the formula right, nothing skipped."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, save_tiny
+from hub_server import hub
+from test_hub import MODEL, environment, repositories  # noqa: F401
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import measure
+import work
+from contenders import CONTENDERS
+
+TINY = DistilBertConfig(
+    **{"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2, "attn_implementation": "eager"}
+)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return work.make_sentences(640)
+
+
+def test_the_formula_of_useful_operations_agrees_with_a_count_of_them():
+    model = DistilBertForSequenceClassification(DistilBertConfig(n_layers=2))
+    model.distilbert.embeddings.requires_grad_(False)
+    batch = {"input_ids": torch.full((2, 24), 7), "attention_mask": torch.ones(2, 24)}
+    with FlopCounterMode(display=False) as counter:
+        hidden = model.distilbert.embeddings(batch["input_ids"]).requires_grad_()
+        for layer in model.distilbert.transformer.layer:
+            hidden = layer(hidden)
+        hidden.sum().backward()
+    counted = counter.get_total_flops()
+    assert work.useful_flops(model.config, np.array([24, 24])) == pytest.approx(counted, rel=1e-6)
+
+
+def test_sentences_have_the_lengths_of_sst2_where_it_is_not_there(monkeypatch, tmp_path):
+    monkeypatch.setattr(work, "SST2", tmp_path)
+    made = work.make_sentences()
+    lengths = work.lengths_of(made)
+    assert (
+        len(made) == 67_349
+        and lengths.max() == 66
+        and lengths.mean() == pytest.approx(13.3, abs=0.1)
+    )
+    assert np.bincount(lengths).tolist() == json.loads(
+        (ROOT / "benchmarks" / "sst2_lengths.json").read_text()
+    )
+    longer = work.lengths_of(work.make_sentences(5_000, 10.2))
+    assert longer.mean() == pytest.approx(135, rel=0.05) and longer.max() <= 512
+
+
+def test_the_few_timed_batches_have_the_mean_length_of_the_epoch_that_they_stand_for():
+    lengths = np.random.default_rng(0).integers(3, 60, 20_000)
+    order = np.argsort(lengths + np.random.default_rng(1).normal(0, 2, 20_000))
+    picked = work.pick(order, lengths, 32, 40)
+    assert len(picked) == 40 + work.WARM_UP and all(len(batch) == 32 for batch in picked)
+    assert lengths[picked[0]].max() == lengths.max()
+    assert lengths[np.concatenate(picked[work.WARM_UP :])].mean() == pytest.approx(
+        lengths.mean(), rel=0.02
+    )
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_each_contender_trains_and_is_stopped_after_the_steps_that_are_timed(name, rows):
+    torch.manual_seed(0)
+    model = DistilBertForSequenceClassification(TINY)
+    before = model.distilbert.transformer.layer[0].ffn.lin1.weight.detach().clone()
+    sizes = []
+    model.register_forward_pre_hook(
+        lambda _, args, batch: sizes.append(len(batch["attention_mask"])), with_kwargs=True
+    )
+    found = measure.measure(name, model, rows, 8, 4, time.time())
+    assert sum(sizes) == 8 * (work.WARM_UP + 4)
+    assert not torch.equal(before, model.distilbert.transformer.layer[0].ffn.lin1.weight)
+    assert found["sentences_per_second"] > 0 and found["peak_memory_mb"] > 100
+    assert 0 <= found["padding"] < 1
+    if name == "tutorial's loop":
+        assert found["padding"] > 0.5
+
+
+def test_the_tutorial_runs_as_a_tutorial_does(tmp_path, repositories):  # noqa: F811
+    tokenizer = save_tiny(tmp_path / "bert")
+    served = repositories | {("models", "google-bert/bert-base-uncased"): tokenizer}
+    with hub(served) as server:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "benchmarks" / "tutorial.py")],
+            env=os.environ | environment(server, tmp_path / "h"),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    assert done.returncode == 0, done.stderr
+    assert [line[:22] for line in done.stdout.splitlines()] == [
+        f"epoch {epoch}: {{'accuracy': " for epoch in range(3)
+    ]
+
+
+@pytest.mark.slow
+def test_the_quick_benchmark_ends_in_two_minutes_with_a_table_and_a_record():
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "speed.py"), "--quick"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - started < 150  # A noisy machine may take some longer.
+    record = json.loads((ROOT / "benchmarks" / "results" / "quick.json").read_text())
+    assert record["machine"]["versions"]["torch"] and record["table"] == done.stdout.splitlines()
+    for name in CONTENDERS:
+        assert name in done.stdout

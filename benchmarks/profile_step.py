@@ -69,13 +69,15 @@ def shares(model, optimizer, settings, batches) -> dict[str, float]:
     """The share of each part in the time of all operators."""
     on_gpu = settings.device == "cuda"
     kinds = [ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
-    with profile(activities=kinds) as profiler:
-        run(model, optimizer, settings, batches)
     part_of = {operator: part for part, operators in PARTS.items() for operator in operators}
     times = dict.fromkeys([*PARTS, "the rest"], 0.0)
-    for event in profiler.key_averages():
-        spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        times[part_of.get(event.key.split("::")[-1], "the rest")] += spent
+    # A step at a time: what the profiler keeps of many breaks the memory up, at a cost of its own.
+    for batch in batches:
+        with profile(activities=kinds) as profiler:
+            run(model, optimizer, settings, [batch])
+        for event in profiler.key_averages():
+            spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+            times[part_of.get(event.key.split("::")[-1], "the rest")] += spent
     return {part: spent / sum(times.values()) for part, spent in times.items()}
 
 

@@ -24,7 +24,8 @@ FEED_FORWARD = {"distilbert": "ffn"} | dict.fromkeys(
 def prepare(model: PreTrainedModel, settings: SimpleNamespace) -> None:
     """Put the model on `settings.device`, and compile it or replace what is slow there."""
     model.to(settings.device)
-    if model.config.model_type in FEED_FORWARD:
+    in_chunks = getattr(model.config, "chunk_size_feed_forward", 0)  # Of tokens; one has none.
+    if model.config.model_type in FEED_FORWARD and not in_chunks:
         model.register_forward_pre_hook(_spell_out_the_mask, with_kwargs=True)
         name = "." + FEED_FORWARD[model.config.model_type]
         last = [module for path, module in model.named_modules() if path.endswith(name)][-1]

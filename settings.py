@@ -47,6 +47,7 @@ RULES = {
     "WARMUP": (float, lambda x: 0 <= x < 1, "a number from 0 up to, not including, 1"),
     "WEIGHT_DECAY": (float, lambda x: 0 <= x < math.inf, "a number of 0 or more"),
     "MAX_GRAD_NORM": (float, lambda x: 0 <= x < math.inf, "a number of 0 or more"),
+    "FREEZE_EMBEDDINGS": (bool, lambda value: True, "True or False"),
     "KEEP": (str, _one_of("best", "last"), "best or last"),
     "DEVICE": (str, _one_of("auto", "cuda", "mps", "cpu"), "auto, cuda, mps or cpu"),
     "PRECISION": (str, _one_of("auto", "fp32", "bf16"), "auto, fp32 or bf16"),

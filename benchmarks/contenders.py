@@ -97,7 +97,9 @@ def this_project(model, rows, batch_size, steps, bf16) -> None:
     settings = project_settings(batch_size)
     faster.prepare(model, settings)
     tokens = data.TokenizedText(rows.remove_columns("attention_mask"))
-    order = np.concatenate(data.epoch_batches(tokens.lengths, batch_size, settings.seed, 0))
+    batches = data.epoch_batches(tokens.lengths, batch_size, settings.seed, 0)
+    # Without the one smaller batch, behind which those that `pick` cuts would straddle two of ours.
+    order = np.concatenate([batch for batch in batches if len(batch) == batch_size])
     loader = project_loader(tokens, pick(order, tokens.lengths, batch_size, steps), settings)
     optimizer = finetune.make_optimizer(model, settings)
     bar = LogProgress(len(rows), "sentences", False, "training")

@@ -16,7 +16,7 @@ from contenders import project_loader, project_settings
 from measure import measure_limit
 from speed import table
 from torch.profiler import ProfilerActivity, profile
-from work import WARM_UP, lengths_of, make_sentences, new_model, pick, useful_flops
+from work import WARM_UP, make_sentences, new_model, pick, useful_flops
 
 import data
 import faster
@@ -46,8 +46,9 @@ def prepare(way: str, rows):
         faster.prepare(model, settings)
     else:
         model.to(settings.device)
-    order = data.epoch_batches(tokens.lengths, BATCH_SIZE, settings.seed, 0)
-    picked = pick(np.concatenate(order), lengths_of(rows), BATCH_SIZE, STEPS)
+    batches = data.epoch_batches(tokens.lengths, BATCH_SIZE, settings.seed, 0)
+    order = np.concatenate([batch for batch in batches if len(batch) == BATCH_SIZE])
+    picked = pick(order, tokens.lengths, BATCH_SIZE, STEPS)
     with contextlib.ExitStack() as stack:
         if way == "before":
             stack.enter_context(mock.patch.dict(data.MOST_TOKENS, clear=True))

@@ -101,6 +101,15 @@ def test_the_last_feed_forward_part_sees_one_token_and_the_others_see_all(kind, 
     assert seen == [9, 9, 1]
 
 
+def test_a_feed_forward_part_in_chunks_is_left_as_it_is(tmp_path):
+    model = load("distilbert", tmp_path)
+    model.config.chunk_size_feed_forward = 3
+    for layer in model.distilbert.transformer.layer:
+        layer.ffn.chunk_size_feed_forward = 3
+    faster.prepare(model, SETTINGS)
+    model(input_ids=torch.full((2, 9), 1000), attention_mask=torch.ones(2, 9))
+
+
 @pytest.mark.parametrize("shape", [(5, 8), (3, 5, 8)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_linear_layer_by_onednn_is_a_linear_layer(shape, bias, capability):

@@ -328,6 +328,23 @@ def test_the_epoch_that_is_kept_is_the_one_written_and_the_one_tested(
     assert not torch.equal(weights[1]["classifier.weight"], weights[3]["classifier.weight"])
 
 
+@pytest.mark.parametrize("flag", ["--freeze-embeddings", "--no-freeze-embeddings"])
+def test_frozen_word_embeddings_stay_as_they_were_and_all_else_learns(
+    finetune, tmp_path, tiny, flag
+):
+    flags = ["--model", tiny, "--data", "builtin", "--max-train-samples", "64", "--epochs", "1"]
+    run = finetune(*flags, flag, "--learning-rate", "1e-3", "--output-dir", "run")
+    assert run.code == 0, run.err
+    after = models.load_model(str(tmp_path / "run" / "model"), ["x", "y"], None)[0].state_dict()
+    before = models.load_model(str(tiny), ["x", "y"], None)[0].state_dict()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    words = {"distilbert.embeddings.word_embeddings.weight"}
+    # A key's bias moves no attention: it is added to all scores of a query alike.
+    assert same - {name for name in before if "k_lin.bias" in name} == (
+        words if flag == "--freeze-embeddings" else set()
+    )
+
+
 def test_training_has_dropout_and_evaluation_has_none(tmp_path):
     tokens, *_ = make_tokens(tmp_path, 64)
     torch.manual_seed(0)
@@ -390,6 +407,27 @@ def test_compiling_without_a_compiler_ends_with_one_line(finetune, tmp_path, tin
     run = finetune(*flags, "--output-dir", "run", **none)
     assert run.code == 1 and len(run.errors) == 1 and "Traceback" not in run.err, run.err
     assert run.errors[0].startswith("error: --compile: ")
+
+
+@pytest.mark.slow
+def test_compiling_writes_a_few_programs_for_batches_of_forty_lengths(tmp_path):
+    model = models.load_model(str(save_tiny(tmp_path / "model")), ["0", "1"], None)[0]
+    settings = make_settings("--learning-rate", "1e-3")
+    settings.compile = True
+    faster.prepare(model, settings)
+    optimizer = script.make_optimizer(model, settings)
+    torch._dynamo.utils.counters.clear()
+    for tokens in range(4, 44):
+        rows = [{"input_ids": [1000] * (tokens - row), "labels": row % 2} for row in range(3)]
+        batches = data.collate(rows, 0, 3)
+        model.train()
+        script.training_step(model, optimizer, batches, settings)
+        model.eval()
+        with torch.inference_mode():
+            script.forward(model, batches[0], settings)
+    programs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    print(f"{programs} programs")
+    assert 1 <= programs <= 4
 
 
 @pytest.mark.slow

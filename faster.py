@@ -1,7 +1,5 @@
 """A model on its device, in the form whose steps are the fastest there: equal but for rounding."""
 
-import contextlib
-import ctypes
 import os
 from types import SimpleNamespace
 
@@ -24,17 +22,25 @@ FEED_FORWARD = {"distilbert": "ffn"} | dict.fromkeys(
 def prepare(model: PreTrainedModel, settings: SimpleNamespace) -> None:
     """Put the model on `settings.device`, and compile it or replace what is slow there."""
     model.to(settings.device)
-    in_chunks = getattr(model.config, "chunk_size_feed_forward", 0)  # Of tokens; one has none.
-    if model.config.model_type in FEED_FORWARD and not in_chunks:
+    kind = model.config.model_type
+    # Other attention than sdpa would add such a mask, or can't read it.
+    if kind in FEED_FORWARD and model.config._attn_implementation == "sdpa":
         model.register_forward_pre_hook(_spell_out_the_mask, with_kwargs=True)
-        name = "." + FEED_FORWARD[model.config.model_type]
+    # A single token can't be split into chunks of several.
+    if kind in FEED_FORWARD and not getattr(model.config, "chunk_size_feed_forward", 0):
+        name = "." + FEED_FORWARD[kind]
         last = [module for path, module in model.named_modules() if path.endswith(name)][-1]
         last.register_forward_pre_hook(_keep_first_token)
     if settings.compile:
         model.compile(dynamic=True)  # One program for all lengths, not one for each.
     elif settings.device == "cpu":
-        _keep_memory()
-        if settings.precision == "fp32" and torch.backends.cpu.get_cpu_capability() == "AVX512":
+        words = model.get_input_embeddings()
+        if type(words) is nn.Embedding and words.weight.requires_grad:
+            words.sparse, words.kept_gradient = True, torch.zeros_like(words.weight)
+            words.register_forward_pre_hook(_keep_gradient)
+        has_onednn = torch.backends.mkldnn.is_available()
+        is_wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+        if has_onednn and is_wide and settings.precision == "fp32":
             for module in model.modules():
                 if type(module) is nn.Linear:
                     module.__class__ = OneDNNLinear
@@ -43,7 +49,10 @@ def prepare(model: PreTrainedModel, settings: SimpleNamespace) -> None:
 def _spell_out_the_mask(model: nn.Module, args: tuple, batch: dict) -> tuple[tuple, dict]:
     # transformers asks of a mask of (sentences, tokens) whether it hides anything, for which Python
     # waits until a GPU has answered; one of four dimensions it takes as it is.
-    return args, batch | {"attention_mask": batch["attention_mask"][:, None, None, :].bool()}
+    mask = batch.get("attention_mask")
+    if mask is not None and mask.dim() == 2:
+        batch = batch | {"attention_mask": mask[:, None, None, :].bool()}
+    return args, batch
 
 
 def _keep_first_token(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
@@ -51,6 +60,27 @@ def _keep_first_token(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[tor
     # part, a ninth of all work, need not be computed for the others. The residual connection
     # broadcasts what comes out over them; no logit and no gradient depends on it.
     return (args[0][:, :1],)
+
+
+def _keep_gradient(words: nn.Embedding, args: tuple[torch.Tensor]) -> None:
+    # The gradient of the word embeddings, 94 MB of which a batch writes some hundred rows, would be
+    # got from the system and given back at each step, and be cleared page by page: a tenth of the
+    # time. It stays; what backward() makes is only those rows, added to it.
+    if torch.is_grad_enabled() and words.weight.grad is None:
+        words.weight.grad = words.kept_gradient.zero_()
+
+
+class OneDNNLinear(nn.Linear):
+    """A linear layer in float32 by oneDNN.
+
+    torch takes MKL for these, which leaves half of AMD's AVX-512 units idle: measured at 220
+    against 480 GFLOP/s (benchmarks/README.md).
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # Shaped out here, where autograd sees it: DeBERTa changes a view of the result in place.
+        rows = _OneDNN.apply(x.reshape(-1, self.in_features), self.weight, self.bias)
+        return rows.view(*x.shape[:-1], self.out_features)
 
 
 class _OneDNN(torch.autograd.Function):
@@ -66,35 +96,14 @@ class _OneDNN(torch.autograd.Function):
     def backward(ctx, gradient: torch.Tensor):
         x, weight = ctx.saved_tensors
         gradient = gradient.contiguous()
-        rows = gradient.flatten(0, -2)
         of_x, of_weight, of_bias = ctx.needs_input_grad
         return (
             _product(gradient, weight.t()) if of_x else None,
-            _product(rows.t(), x.flatten(0, -2).t()) if of_weight else None,
-            rows.sum(0) if of_bias else None,
+            _product(gradient.t(), x.t()) if of_weight else None,
+            gradient.sum(0) if of_bias else None,
         )
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None):
     # The operator that torch.compile writes for a linear layer at inference.
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-
-class OneDNNLinear(nn.Linear):
-    """A linear layer in float32 by oneDNN.
-
-    torch takes MKL for these, which leaves half of AMD's AVX-512 units idle: measured at 220
-    against 480 GFLOP/s (benchmarks/README.md).
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _OneDNN.apply(x, self.weight, self.bias)
-
-
-def _keep_memory() -> None:
-    # The C library gives each large block back to the system when it is freed, and gets it anew,
-    # to be cleared page by page, a moment later: a tenth of a step's time. Now it keeps them.
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # It is not glibc.
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped on its own.
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: bytes to keep at the end of the heap.

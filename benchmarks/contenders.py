@@ -97,10 +97,7 @@ def this_project(model, rows, batch_size, steps, bf16) -> None:
     settings = project_settings(batch_size)
     faster.prepare(model, settings)
     tokens = data.TokenizedText(rows.remove_columns("attention_mask"))
-    batches = data.epoch_batches(tokens.lengths, batch_size, settings.seed, 0)
-    # Without the one smaller batch, behind which those that `pick` cuts would straddle two of ours.
-    order = np.concatenate([batch for batch in batches if len(batch) == batch_size])
-    loader = project_loader(tokens, pick(order, tokens.lengths, batch_size, steps), settings)
+    loader = project_loader(tokens, project_batches(tokens, steps, settings), settings)
     optimizer = finetune.make_optimizer(model, settings)
     bar = LogProgress(len(rows), "sentences", False, "training")
     finetune.train_epoch(model, optimizer, loader, settings, 0, lambda line: None, bar)
@@ -118,6 +115,17 @@ def project_settings(batch_size: int) -> SimpleNamespace:
     settings.precision = models.choose_precision(settings.precision, settings.device)
     settings.micro_batch_size, settings.max_length = batch_size, 512
     return settings
+
+
+def project_batches(tokens, steps: int, settings: SimpleNamespace) -> list[np.ndarray]:
+    """Those of this project's own batches of an epoch that `pick` takes."""
+    import data
+
+    size = settings.batch_size
+    batches = data.epoch_batches(tokens.lengths, size, settings.seed, 0)
+    # Without the one smaller batch, behind which those that `pick` cuts would straddle two of ours.
+    order = np.concatenate([batch for batch in batches if len(batch) == size])
+    return pick(order, tokens.lengths, size, steps)
 
 
 def project_loader(tokens, batches: list[np.ndarray], settings: SimpleNamespace):

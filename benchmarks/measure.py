@@ -4,13 +4,12 @@ import importlib.metadata
 import os
 import platform
 import resource
-import statistics
 import time
 from pathlib import Path
 
 import numpy as np
 from contenders import CONTENDERS, project_loader, project_settings
-from work import WARM_UP, new_model, pick, useful_flops
+from work import WARM_UP, left_out_flops, new_model, pick, useful_flops
 
 
 class Done(Exception):
@@ -27,7 +26,7 @@ def measure(name: str, model, rows, batch_size: int, steps: int, started: float)
     import torch
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
-    on_gpu, bf16 = torch.cuda.is_available(), project_settings(8).precision == "bf16"
+    on_gpu, bf16 = torch.cuda.is_available(), device_and_precision()[1] == "bf16"
     lengths: list[torch.Tensor] = []  # Tokens of each sentence of each batch of the timed steps.
     computed: list[int] = []  # Tokens of each batch with its padding.
     ticks: list[float] = []
@@ -60,18 +59,27 @@ def measure(name: str, model, rows, batch_size: int, steps: int, started: float)
         for hook in hooks:
             hook.remove()
     tokens = torch.cat(lengths).cpu().numpy()
-    peak = torch.cuda.max_memory_allocated() if on_gpu else 1024 * _peak_kilobytes()
+    # Of a process, Linux gives kilobytes.
+    of_process = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = torch.cuda.max_memory_allocated() if on_gpu else of_process
+    useful = useful_flops(model.config, tokens)
+    left_out = left_out_flops(model.config, tokens) if name == "this project" else 0
     return found | {
         "sentences_per_second": len(tokens) / seconds,
         "useful_tokens_per_second": int(tokens.sum()) / seconds,
-        "useful_gflops": useful_flops(model.config, tokens) / seconds / 1e9,
+        "useful_gflops": useful / seconds / 1e9,
+        "computed_gflops": (useful - left_out) / seconds / 1e9,
         "padding": 1 - int(tokens.sum()) / sum(computed),
         "peak_memory_mb": peak / 2**20,
     }
 
 
-def _peak_kilobytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def device_and_precision() -> tuple[str, str]:
+    """What all contenders are measured with. Only what this asks is imported in their processes."""
+    import model as models
+
+    device = models.choose_device("auto")
+    return device, models.choose_precision("auto", device)
 
 
 def measure_evaluation(model, rows, batch_size: int) -> dict[str, float]:
@@ -90,41 +98,38 @@ def measure_evaluation(model, rows, batch_size: int) -> dict[str, float]:
 
 
 def measure_limit() -> dict[str, float]:
-    """GFLOP/s of plain matrix products: one layer's, forward and backward, 32 sentences long.
+    """GFLOP/s of plain matrix products: those of one layer, forward and backward.
 
-    By each library that torch has for them; the faster is the limit. In bf16 where training is.
+    By each library that torch has for them; the faster is the limit. In bf16 where training is, and
+    of as many tokens as 32 sentences have; more on a GPU, which those would leave idle.
     """
     import torch
+    from torch.utils.benchmark import Timer
     from transformers import DistilBertConfig
 
-    settings, config = project_settings(32), DistilBertConfig()
-    kind = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    tokens = 32 * 13
+    device, precision = device_and_precision()
+    config, tokens = DistilBertConfig(), 32 * 13 if device == "cpu" else 2**14
+    make = {"dtype": torch.bfloat16 if precision == "bf16" else torch.float32, "device": device}
     products = {"torch": torch.mm}
-    if settings.device == "cpu" and torch.backends.mkldnn.is_available():
+    if device == "cpu" and torch.backends.mkldnn.is_available():
         onednn = torch.ops.mkldnn._linear_pointwise
         products["oneDNN"] = lambda a, b: onednn(a, b.t(), None, "none", [], "")
     shapes = [(config.dim, config.dim)] * 4
     shapes += [(config.dim, config.hidden_dim), (config.hidden_dim, config.dim)]
     work = []
     for before, after in shapes:
-        make = {"dtype": kind, "device": settings.device}
         x, weight = torch.randn(tokens, before, **make), torch.randn(after, before, **make)
         gradient = torch.randn(tokens, after, **make)
         work += [(x, weight.t()), (gradient, weight), (gradient.t(), x)]
     flops = sum(2 * a.shape[0] * a.shape[1] * b.shape[1] for a, b in work)
     rates = {}
     for name, product in products.items():
-        layers, seconds = 0, []
-        while layers < 60:
-            started = time.perf_counter()
-            for a, b in work:
-                product(a, b)
-            if settings.device == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - started)
-            layers += 1
-        rates[name] = flops / statistics.median(seconds) / 1e9
+        layer = Timer(
+            "for a, b in work: product(a, b)",
+            globals={"work": work, "product": product},
+            num_threads=torch.get_num_threads(),
+        )
+        rates[name] = flops / layer.blocked_autorange(min_run_time=2).median / 1e9
     return rates
 
 
@@ -132,23 +137,19 @@ def machine() -> dict:
     """What was measured on, and with what."""
     import torch
 
-    named = [line for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")]
-    processor = named[0].split(": ")[1] if named else platform.processor() or platform.machine()
+    cpus = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    named = [line.split(": ")[1] for line in cpus.splitlines() if line.startswith("model name")]
     packages = ("torch", "transformers", "accelerate", "datasets", "numpy")
     return {
-        "processor": processor,
+        "processor": named[0] if named else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "precision": project_settings(8).precision,
+        "precision": device_and_precision()[1],
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in packages},
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def _read(file: str) -> str:
-    return Path(file).read_text() if Path(file).exists() else ""
 
 
 def turn(name: str, batch_size: int, steps: int, folder: str, started: float) -> dict:

@@ -10,13 +10,13 @@ import contextlib
 import time
 from unittest import mock
 
-import numpy as np
 import torch
-from contenders import project_loader, project_settings
+from contenders import project_batches, project_loader, project_settings
 from measure import measure_limit
 from speed import table
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-from work import WARM_UP, make_sentences, new_model, pick, useful_flops
+from work import WARM_UP, make_sentences, new_model, useful_flops
 
 import data
 import faster
@@ -26,7 +26,11 @@ STEPS, BATCH_SIZE = 20, 32
 # Operators by what a reader of finetune.py would call them; the first that fits.
 PARTS = {
     "linear layers": ("mm", "addmm", "_linear_pointwise"),
-    "attention": ("bmm", "baddbmm", "_softmax", "_softmax_backward_data", "_scaled_dot_product"),
+    "attention": (
+        *("bmm", "baddbmm", "_softmax", "_softmax_backward_data"),
+        *("_efficient_attention_forward", "_efficient_attention_backward"),
+        *("_flash_attention_forward", "_flash_attention_backward"),
+    ),
     "optimizer": ("_fused_adamw_", "_foreach_add_"),
     "gradient clipping": ("linalg_vector_norm", "mul_", "_foreach_norm", "_foreach_mul_"),
     "dropout": ("bernoulli_", "div_", "native_dropout", "native_dropout_backward"),
@@ -46,9 +50,7 @@ def prepare(way: str, rows):
         faster.prepare(model, settings)
     else:
         model.to(settings.device)
-    batches = data.epoch_batches(tokens.lengths, BATCH_SIZE, settings.seed, 0)
-    order = np.concatenate([batch for batch in batches if len(batch) == BATCH_SIZE])
-    picked = pick(order, tokens.lengths, BATCH_SIZE, STEPS)
+    picked = project_batches(tokens, STEPS, settings)
     with contextlib.ExitStack() as stack:
         if way == "before":
             stack.enter_context(mock.patch.dict(data.MOST_TOKENS, clear=True))
@@ -69,7 +71,7 @@ def run(model, optimizer, settings, batches) -> float:
 def shares(model, optimizer, settings, batches) -> dict[str, float]:
     """The share of each part in the time of all operators."""
     on_gpu = settings.device == "cuda"
-    kinds = [ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
     part_of = {operator: part for part, operators in PARTS.items() for operator in operators}
     times = dict.fromkeys([*PARTS, "the rest"], 0.0)
     # A step at a time: what the profiler keeps of many breaks the memory up, at a cost of its own.
@@ -77,8 +79,10 @@ def shares(model, optimizer, settings, batches) -> dict[str, float]:
         with profile(activities=kinds) as profiler:
             run(model, optimizer, settings, [batch])
         for event in profiler.key_averages():
-            spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-            times[part_of.get(event.key.split("::")[-1], "the rest")] += spent
+            # A GPU's time stands with the operator that asked for it, and again by its own name.
+            if event.device_type == DeviceType.CPU:
+                spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+                times[part_of.get(event.key.split("::")[-1], "the rest")] += spent
     return {part: spent / sum(times.values()) for part, spent in times.items()}
 
 
@@ -92,8 +96,8 @@ def main() -> None:
         timed = batches[WARM_UP:]
         found[way] = run(*parts, timed), shares(*parts, timed)
     limit = max(measure_limit().values())
-    lengths = [int(n) for batch in timed for micro in batch for n in micro["attention_mask"].sum(1)]
-    needed = useful_flops(parts[0].config, torch.tensor(lengths).numpy()) / len(timed) / limit / 1e6
+    lengths = torch.cat([micro["attention_mask"].sum(1) for batch in timed for micro in batch])
+    needed = useful_flops(parts[0].config, lengths.numpy()) / len(timed) / limit / 1e6
     lines = []
     for part in found["after"][1]:
         cells = []

@@ -11,6 +11,7 @@ of its own. Results go to benchmarks/results/.
 
 import argparse
 import json
+import operator
 import statistics
 import subprocess
 import sys
@@ -75,13 +76,13 @@ def comparison(rounds: list[dict]) -> str:
     for key in keys:
         name, size = key.rsplit(" @", 1)
         gflops = of(key, "useful_gflops")
-        share = [100 * rate / limit for rate, limit in zip(gflops, limits, strict=True)]
+        share = statistics.median(map(operator.truediv, gflops, limits))
         lines.append(
             [
                 *(name, size, spread(of(key, "sentences_per_second"))),
                 f"{statistics.median(of(key, 'useful_tokens_per_second')):.0f}",
                 f"{statistics.median(gflops):.0f}",
-                f"{statistics.median(share):.0f} %",
+                f"{share:.0%}",
                 f"{statistics.median(of(key, 'padding')):.1%}",
                 f"{statistics.median(of(key, 'peak_memory_mb')):.0f}",
                 f"{statistics.median(of(key, 'first_step_seconds')):.1f}",
@@ -92,25 +93,21 @@ def comparison(rounds: list[dict]) -> str:
     for library in rounds[0]["limit"]:
         rates = [one["limit"][library] for one in rounds]
         text += f"plain matrix products by {library}: {spread(rates, 0)} GFLOP/s\n"
-    ours = {key.rsplit(" @", 1)[1]: key for key in keys if key.startswith("this project")}
-    for key in keys:
-        name, size = key.rsplit(" @", 1)
-        mine = ours.get(size) or ours["32"]
-        if key in ours.values():
-            pairs = zip(
-                of(key, "evaluated_per_second"), of(key, "sentences_per_second"), strict=True
-            )
-            text += f"this project @{size}: evaluation is {_times(pairs)} its training\n"
-        else:
-            mine = ours["32"] if "default" in name or "tutorial" in name else mine
-            rates = (of(mine, "sentences_per_second"), of(key, "sentences_per_second"))
-            text += f"{mine} is {_times(zip(*rates, strict=True))} {key}\n"
+    ours = [key for key in keys if key.startswith("this project")]
+    others = [key for key in keys if key not in ours]
+    rates = {key: of(key, "sentences_per_second") for key in keys}
+    ratios = [[key, *(_times(rates[mine], rates[key]) for mine in ours)] for key in others]
+    text += "\n" + table(["times the sentences/s of", *ours], ratios) + "\n\n"
+    for mine in ours:
+        ratio = _times(of(mine, "evaluated_per_second"), rates[mine])
+        share = statistics.median(map(operator.truediv, of(mine, "computed_gflops"), limits))
+        text += f"{mine}: evaluation {ratio} times its training; "
+        text += f"{share:.0%} of the limit without what it leaves out\n"
     return text
 
 
-def _times(pairs) -> str:
-    ratios = [one / other for one, other in pairs]
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}) ×"
+def _times(rates: list[float], others: list[float]) -> str:
+    return spread(list(map(operator.truediv, rates, others)), 2)
 
 
 def growth(rounds: list[dict]) -> str:
@@ -120,12 +117,15 @@ def growth(rounds: list[dict]) -> str:
         rates = {what: [one[key][what] for one in rounds] for what in rounds[0][key]}
         tokens = statistics.median(rates["useful_tokens_per_second"])
         mean = tokens / statistics.median(rates["sentences_per_second"])
-        gflops = spread(rates["useful_gflops"], 0)
         lines.append(
-            [key, f"{mean:.1f}", spread(rates["sentences_per_second"]), f"{tokens:.0f}", gflops]
+            [
+                *(key, f"{mean:.1f}", spread(rates["sentences_per_second"]), f"{tokens:.0f}"),
+                spread(rates["useful_gflops"], 0),
+                f"{statistics.median(rates['peak_memory_mb']):.0f}",
+            ]
         )
     head = ["sentences in the set", "mean tokens", "sentences/s", "tokens/s", "useful GFLOP/s"]
-    return table(head, lines) + "\n"
+    return table([*head, "peak MB"], lines) + "\n"
 
 
 def main(mode: str) -> None:

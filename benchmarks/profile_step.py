@@ -89,7 +89,7 @@ def shares(model, optimizer, settings, batches) -> dict[str, float]:
 def main() -> None:
     rows = make_sentences()
     found = {}
-    for way in ("before", "after"):  # In this order: what is told to the C library stays.
+    for way in ("before", "after"):
         everything = prepare(way, rows)
         *parts, batches = everything
         run(*parts, batches[:WARM_UP])

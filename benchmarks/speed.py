@@ -152,7 +152,7 @@ def main(mode: str) -> None:
                 one[f"{name} @{size}"] = in_a_process(name, size, steps, folders[None, 1.0])
                 bar.update()
     text = growth(rounds) if mode == "scaling" else comparison(rounds)
-    print(text)
+    print(text, end="")
     result = {"machine": machine(), "rounds": rounds, "table": text.splitlines()}
     (HERE / "results").mkdir(exist_ok=True)
     file = HERE / "results" / f"{mode}.json"

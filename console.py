@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 SECONDS_BETWEEN_LOG_LINES = 30
 OUT_OF_MEMORY = (
-    "out of memory; put fewer sentences on the device at a time with --micro-batch-size (it is "
-    "--batch-size where nothing is said), or fewer tokens with --max-length"
+    "out of memory; put fewer sentences on the device at a time with --micro-batch-size, or fewer "
+    "tokens with --max-length"
 )
 
 

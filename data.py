@@ -23,8 +23,8 @@ datasets.disable_progress_bars()
 # holds sentences of one length; at most a quarter of the data, so that who meets whom in a batch
 # is another matter in each epoch.
 MOST_BATCHES_PER_BUCKET = 100
-# On a device at a time: a CPU is no faster with more, and the memory of a step grows with them.
-MOST_TOKENS = {"cpu": 1024}
+# At a time, where nobody says how many sentences: with more a CPU takes more memory, not less time.
+MOST_TOKENS_ON_CPU = 1024
 
 
 class LabelledText(NamedTuple):
@@ -225,11 +225,14 @@ def make_loader(
     tokens: TokenizedText,
     batches: list[np.ndarray],
     pad_token_id: int,
-    most: int,
+    most: int | None,
     max_length: int,
     device: str,
 ) -> torch.utils.data.DataLoader[list[dict[str, torch.Tensor]]]:
-    """The `batches` of row numbers as tensors, each in micro-batches of at most `most` rows."""
+    """The `batches` of row numbers as tensors, each in micro-batches of at most `most` rows.
+
+    None: a batch is whole; on a CPU of at most MOST_TOKENS_ON_CPU tokens.
+    """
     return torch.utils.data.DataLoader(
         tokens,
         batch_sampler=batches,
@@ -237,7 +240,7 @@ def make_loader(
             collate,
             pad_token_id=pad_token_id,
             most=most,
-            most_tokens=MOST_TOKENS.get(device, sys.maxsize),
+            most_tokens=MOST_TOKENS_ON_CPU if device == "cpu" else sys.maxsize,
             # The matrix units of a GPU work on tiles. A model may have max_length positions only.
             multiple=8 if device == "cuda" and max_length % 8 == 0 else 1,
         ),
@@ -248,22 +251,24 @@ def make_loader(
 def collate(
     rows: Sequence[dict],
     pad_token_id: int,
-    most: int,
+    most: int | None,
     most_tokens: int = sys.maxsize,
     multiple: int = 1,
 ) -> list[dict[str, torch.Tensor]]:
     """One batch as micro-batches of at most `most` rows, each padded to its own longest row.
 
     Args:
-        most_tokens: a batch with more, padding included, is split into equal parts.
+        most_tokens: where `most` is None, a batch with more, padding included, is split into
+            equal parts.
         multiple: the number of tokens of a row is rounded up to a multiple of it.
     Returns:
         Per micro-batch: `input_ids`, `attention_mask` and perhaps `token_type_ids`, int64 of shape
         (rows, tokens), and `labels`, int64 of shape (rows,).
     """
-    longest = max(len(row["input_ids"]) for row in rows)
-    parts = math.ceil(len(rows) * longest / most_tokens)
-    most = min(most, math.ceil(len(rows) / parts))
+    if most is None:
+        longest = max(len(row["input_ids"]) for row in rows)
+        parts = math.ceil(len(rows) * longest / most_tokens)
+        most = math.ceil(len(rows) / parts)
     starts = range(0, len(rows), most)
     return [_pad(rows[start : start + most], pad_token_id, multiple) for start in starts]
 

@@ -1,18 +1,20 @@
-"""A model on its device, in the form whose steps are the fastest there: equal but for rounding."""
+"""A model on its device, in the form whose steps are the fastest there."""
 
 import os
 from types import SimpleNamespace
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 # oneDNN would keep 1024 of the programs that it writes, a dozen for each length of a batch, in
 # hundreds of megabytes; those of a step are enough. It looks here when it is first used.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 
-# Encoders whose classifier reads the first token alone, and what they call a layer's feed-forward
-# part. A kind stands here when tests/test_faster.py finds its numbers the same as without.
+# Encoders that take a mask of four dimensions, and whose classifier reads the first token alone;
+# and what they call a layer's feed-forward part. A kind stands here when tests/test_faster.py finds
+# its numbers the same as without.
 FEED_FORWARD = {"distilbert": "ffn"} | dict.fromkeys(
     ("bert", "camembert", "deberta", "deberta-v2", "electra", "roberta", "xlm-roberta"),
     "intermediate",
@@ -20,10 +22,14 @@ FEED_FORWARD = {"distilbert": "ffn"} | dict.fromkeys(
 
 
 def prepare(model: PreTrainedModel, settings: SimpleNamespace) -> None:
-    """Put the model on `settings.device`, and compile it or replace what is slow there."""
+    """Put the model on `settings.device`, and compile it or replace what is slow there.
+
+    Logits and gradients stay what they were, but for rounding; of the last layer's own output the
+    first token alone does. What is saved is an ordinary checkpoint.
+    """
     model.to(settings.device)
     kind = model.config.model_type
-    # Other attention than sdpa would add such a mask, or can't read it.
+    # Other attention than sdpa would add a mask of four dimensions to its scores, or can't read it.
     if kind in FEED_FORWARD and model.config._attn_implementation == "sdpa":
         model.register_forward_pre_hook(_spell_out_the_mask, with_kwargs=True)
     # A single token can't be split into chunks of several.
@@ -36,19 +42,19 @@ def prepare(model: PreTrainedModel, settings: SimpleNamespace) -> None:
     elif settings.device == "cpu":
         words = model.get_input_embeddings()
         if type(words) is nn.Embedding and words.weight.requires_grad:
-            words.sparse, words.kept_gradient = True, torch.zeros_like(words.weight)
-            words.register_forward_pre_hook(_keep_gradient)
+            _keep_gradient(words)
         has_onednn = torch.backends.mkldnn.is_available()
         is_wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
         if has_onednn and is_wide and settings.precision == "fp32":
             for module in model.modules():
                 if type(module) is nn.Linear:
-                    module.__class__ = OneDNNLinear
+                    module.__class__ = OneDNNLinear  # With the weights and names that it has.
 
 
 def _spell_out_the_mask(model: nn.Module, args: tuple, batch: dict) -> tuple[tuple, dict]:
     # transformers asks of a mask of (sentences, tokens) whether it hides anything, for which Python
-    # waits until a GPU has answered; one of four dimensions it takes as it is.
+    # waits until a GPU has answered; one of four dimensions it takes as it is. A batch without
+    # padding has a mask too, then, which on a GPU rules out the very fastest attention.
     mask = batch.get("attention_mask")
     if mask is not None and mask.dim() == 2:
         batch = batch | {"attention_mask": mask[:, None, None, :].bool()}
@@ -62,19 +68,24 @@ def _keep_first_token(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[tor
     return (args[0][:, :1],)
 
 
-def _keep_gradient(words: nn.Embedding, args: tuple[torch.Tensor]) -> None:
+def _keep_gradient(words: nn.Embedding) -> None:
     # The gradient of the word embeddings, 94 MB of which a batch writes some hundred rows, would be
     # got from the system and given back at each step, and be cleared page by page: a tenth of the
-    # time. It stays; what backward() makes is only those rows, added to it.
-    if torch.is_grad_enabled() and words.weight.grad is None:
-        words.weight.grad = words.kept_gradient.zero_()
+    # time. It has one place for good; what backward() makes is only those rows, added to it.
+    words.sparse, kept = True, torch.zeros_like(words.weight)
+
+    def clear(rows: torch.Tensor) -> None:
+        if words.weight.grad is None:  # The first backward() since zero_grad().
+            words.weight.grad = kept.zero_()
+
+    words.weight.register_hook(clear)
 
 
 class OneDNNLinear(nn.Linear):
     """A linear layer in float32 by oneDNN.
 
-    torch takes MKL for these, which leaves half of AMD's AVX-512 units idle: measured at 220
-    against 480 GFLOP/s (benchmarks/README.md).
+    torch takes MKL for these, which leaves half of AMD's AVX-512 units idle: measured at 210
+    against 441 GFLOP/s (benchmarks/README.md). Intel's were not measured.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -88,11 +99,12 @@ class _OneDNN(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None):
-        x = x.contiguous()  # What a slice leaves takes oneDNN a hundred times as long.
+        x = x.contiguous()  # For speed alone: of a slice's gaps oneDNN makes a hundredfold work.
         ctx.save_for_backward(x, weight)
         return _product(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: torch.Tensor):
         x, weight = ctx.saved_tensors
         gradient = gradient.contiguous()

@@ -37,8 +37,8 @@ LABEL_COLUMN = None
 EPOCHS = 3
 # Sentences per optimizer step, over all devices; BERT's authors advise 16 or 32.
 BATCH_SIZE = 32
-# The most sentences on a device at a time; less takes less memory. None: the whole batch (on a CPU
-# as much of it as is fast).
+# The most sentences on a device at a time; less takes less memory. None: the whole batch; on a CPU
+# as many as have 1024 tokens, with more of which it is no faster.
 MICRO_BATCH_SIZE = None
 # Tokens of a sentence, the rest is cut off; None: 512, or fewer where the model takes fewer.
 MAX_LENGTH = None
@@ -285,7 +285,6 @@ def main(settings: Settings, hub_problem: str | None) -> None:
     started = time.monotonic()
     replaced = hub.put_stand_ins(settings, hub_problem, model_files.find_model)
     settings.learning_rate = settings.learning_rate or models.learning_rate(settings.model)
-    settings.micro_batch_size = settings.micro_batch_size or settings.batch_size
 
     problems: list[str] = []
     labels = ["no", "labels"]  # Where the data is wrong the model is looked at all the same.

@@ -113,7 +113,7 @@ def project_settings(batch_size: int) -> SimpleNamespace:
     settings = read_settings(vars(finetune), [*flags, "--batch-size", str(batch_size)])
     settings.device = models.choose_device(settings.device)
     settings.precision = models.choose_precision(settings.precision, settings.device)
-    settings.micro_batch_size, settings.max_length = batch_size, 512
+    settings.max_length = 512
     return settings
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from contenders import CONTENDERS, project_loader, project_settings
-from work import WARM_UP, left_out_flops, new_model, pick, useful_flops
+from work import SST2, WARM_UP, left_out_flops, new_model, pick, useful_flops
 
 
 class Done(Exception):
@@ -148,6 +148,7 @@ def machine() -> dict:
         "precision": device_and_precision()[1],
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in packages},
+        "sentences": "SST-2's" if (SST2 / "train.tsv").exists() else "random, of SST-2's lengths",
         "date": time.strftime("%Y-%m-%d"),
     }
 

@@ -40,8 +40,8 @@ SETS = [(1_000, 1.0), (10_000, 1.0), (67_349, 1.0), (67_349, 2.0), (67_349, 10.2
 
 
 def in_a_process(name: str, batch_size: int, steps: int, folder: str) -> dict:
-    turn = [name, str(batch_size), str(steps), folder, str(time.time())]
-    command = [sys.executable, __file__, "--turn", *turn]
+    what = [name, str(batch_size), str(steps), folder, str(time.time())]
+    command = [sys.executable, __file__, "--turn", *what]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"error: {name} at {batch_size} sentences a step failed:\n{done.stderr[-3000:]}")
@@ -50,8 +50,9 @@ def in_a_process(name: str, batch_size: int, steps: int, folder: str) -> dict:
 
 def spread(values: list[float], digits: int = 1) -> str:
     """The median, and in brackets the least and the most."""
-    least, most = min(values), max(values)
-    return f"{statistics.median(values):.{digits}f} ({least:.{digits}f}–{most:.{digits}f})"
+    median, least, most = statistics.median(values), min(values), max(values)
+    brackets = f" ({least:.{digits}f}–{most:.{digits}f})" if len(values) > 1 else ""
+    return f"{median:.{digits}f}{brackets}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

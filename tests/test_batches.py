@@ -93,7 +93,7 @@ def test_a_subset_is_drawn_from_all_of_the_file(tmp_path):
 
 @given(
     st.lists(st.lists(st.integers(1, 99), min_size=1), min_size=1),
-    st.integers(1, 8),
+    st.none() | st.integers(1, 8),
     st.integers(1, 200),
     st.sampled_from([1, 8]),
 )
@@ -108,8 +108,8 @@ def test_micro_batches_hold_the_same_tokens_padded_to_their_own_longest(
     longest = max(map(len, rows))
     back = []
     for batch in batches:
-        assert 1 <= len(batch["labels"]) <= most
-        assert (len(batch["labels"]) - 1) * longest < most_tokens
+        assert 1 <= len(batch["labels"]) <= (most or len(rows))
+        assert most or (len(batch["labels"]) - 1) * longest < most_tokens
         assert batch["input_ids"].shape == batch["attention_mask"].shape
         assert torch.equal(batch["token_type_ids"], batch["attention_mask"])
         own, width = batch["attention_mask"].sum(1).max(), batch["input_ids"].shape[1]
@@ -137,6 +137,19 @@ def test_lengths_are_rounded_up_to_8_on_a_gpu_and_never_beyond_the_models_positi
     loader = data.make_loader(tokens, [np.arange(4)], 0, 4, max_length, device)
     (batch,) = loader.collate_fn(tokens.__getitems__([0, 1]))
     assert batch["input_ids"].shape == (2, width) and loader.pin_memory == (device == "cuda")
+
+
+@pytest.mark.parametrize(
+    "device, most, parts", [("cpu", None, 5), ("cpu", 10, 2), ("cuda", None, 1), ("cuda", 4, 5)]
+)
+def test_a_cpu_takes_1024_tokens_at_a_time_unless_a_number_of_sentences_is_asked_for(
+    tmp_path, tokenizer, device, most, parts
+):
+    text = make_text(tmp_path, ["film " * 300] * 20)
+    tokens = data.tokenize(text.splits["train"], text.ids, tokenizer, 240, "train")
+    loader = data.make_loader(tokens, [np.arange(18)], 0, most, 240, device)
+    batches = loader.collate_fn(tokens.__getitems__(list(range(18))))
+    assert len(batches) == parts and batches[0]["input_ids"].shape[1] == 240
 
 
 CELL = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1)

@@ -19,6 +19,8 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import measure
+import profile_step
+import speed
 import work
 from contenders import CONTENDERS
 
@@ -114,6 +116,32 @@ def test_the_tutorial_runs_as_a_tutorial_does(tmp_path, repositories):  # noqa: 
     assert [line[:22] for line in done.stdout.splitlines()] == [
         f"epoch {epoch}: {{'accuracy': " for epoch in range(3)
     ]
+
+
+def test_the_tables_in_the_readmes_are_made_of_the_recorded_rounds():
+    page = (ROOT / "benchmarks" / "README.md").read_text()
+    for name, make in (("speed", speed.comparison), ("scaling", speed.growth)):
+        record = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+        assert make(record["rounds"]).splitlines() == record["table"]
+        assert "\n".join(record["table"]).strip() in page
+    short = [line.split() for line in (ROOT / "README.md").read_text().splitlines()]
+    speeds = json.loads((ROOT / "benchmarks" / "results" / "speed.json").read_text())["table"]
+    for line in speeds[1 : speeds.index("")]:
+        name, rest = line.split("(")[0].split(), line.split(")")[1].split()
+        assert [*name, rest[2], rest[4]] in short  # Contender, batch, sentences/s, share, memory.
+
+
+def test_the_profile_of_a_step_has_the_parts_that_it_names(rows, monkeypatch):
+    monkeypatch.setattr(
+        profile_step, "new_model", lambda: DistilBertForSequenceClassification(TINY)
+    )
+    monkeypatch.setattr(profile_step, "STEPS", 2)
+    for way in ("before", "after"):
+        *parts, batches = profile_step.prepare(way, rows)
+        assert profile_step.run(*parts, batches) > 0
+        shares = profile_step.shares(*parts, batches)
+        assert sum(shares.values()) == pytest.approx(1)
+        assert min(share for part, share in shares.items() if part != "word embeddings") > 0
 
 
 @pytest.mark.slow

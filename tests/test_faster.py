@@ -68,6 +68,11 @@ def gradients(model: torch.nn.Module, seed: int) -> tuple[torch.Tensor, dict]:
     return logits.detach(), {name: p.grad for name, p in model.named_parameters()}
 
 
+needs_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN"
+)
+
+
 @pytest.fixture(params=["AVX2", "AVX512"])
 def capability(request, monkeypatch):
     """Both ways of a CPU, whichever the tests run on."""
@@ -129,20 +134,30 @@ def test_the_largest_gradient_stays_where_it_is_and_holds_one_step_alone(tmp_pat
             model(**batch)  # An evaluation clears nothing.
         assert words.grad.layout == torch.strided and words.grad.count_nonzero() == 32
         places.add(words.grad.data_ptr())
+        usual = words.grad.clone()
+        logits = model(**batch).logits
+        model.zero_grad()  # The other usual place for it.
+        logits[:, 0].sum().backward()
+        torch.testing.assert_close(words.grad, usual / 2)
     assert len(places) == 1
 
 
-def test_frozen_word_embeddings_get_no_gradient(tmp_path):
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_frozen_word_embeddings_get_no_gradient(tmp_path, when):
     model = load("distilbert", tmp_path)
+    if when == "after":
+        faster.prepare(model, SETTINGS)
     words = model.get_input_embeddings().requires_grad_(False)
-    faster.prepare(model, SETTINGS)
+    if when == "before":
+        faster.prepare(model, SETTINGS)
     gradients(model, 2)
     assert words.weight.grad is None
 
 
+@needs_onednn
 @pytest.mark.parametrize("shape", [(5, 8), (3, 5, 8)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_linear_layer_by_onednn_is_a_linear_layer(shape, bias, capability):
+def test_a_linear_layer_by_onednn_is_a_linear_layer(shape, bias):
     torch.manual_seed(0)
     layer, expected = torch.nn.Linear(8, 6, bias), torch.nn.Linear(8, 6, bias)
     expected.load_state_dict(layer.state_dict())
@@ -160,6 +175,16 @@ def test_a_linear_layer_by_onednn_is_a_linear_layer(shape, bias, capability):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+@needs_onednn
+def test_gradients_of_gradients_are_refused_not_wrong():
+    layer = faster.OneDNNLinear(8, 6)
+    x = torch.randn(2, 8, requires_grad=True)
+    (gradient,) = torch.autograd.grad(layer(x).pow(2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@needs_onednn
 @pytest.mark.parametrize("frozen", ["weight", "bias"])
 def test_a_frozen_weight_of_a_onednn_layer_gets_no_gradient(frozen):
     layer = faster.OneDNNLinear(8, 6)

@@ -27,7 +27,6 @@ from settings import read_settings
 def make_settings(*flags: str) -> SimpleNamespace:
     settings = read_settings(vars(script), ["--model", "builtin", "--data", "builtin", *flags])
     settings.device, settings.precision = "cpu", "fp32"
-    settings.micro_batch_size = settings.micro_batch_size or settings.batch_size
     return settings
 
 
@@ -75,7 +74,8 @@ def test_50_losses_and_the_weights_equal_those_of_transformers_trainer(tmp_path,
     from transformers import Trainer, TrainingArguments
 
     # These sentences are short; so that batches are split all the same, a CPU takes few tokens.
-    monkeypatch.setitem(data.MOST_TOKENS, "cpu", 100 if way == "as it runs" else sys.maxsize)
+    most = 100 if way == "as it runs" else sys.maxsize
+    monkeypatch.setattr(data, "MOST_TOKENS_ON_CPU", most)
     if way != "as it runs":
         monkeypatch.setattr(faster, "prepare", lambda model, settings: model)
     tokens, tokenizer, rows = make_tokens(tmp_path, 20 * 50 - 7)  # The last batch is smaller.

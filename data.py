@@ -258,8 +258,8 @@ def collate(
     """One batch as micro-batches of at most `most` rows, each padded to its own longest row.
 
     Args:
-        most_tokens: where `most` is None, a batch with more, padding included, is split into
-            equal parts.
+        most_tokens: where `most` is None, a batch with more, padded to its longest row, is split
+            into parts of like size.
         multiple: the number of tokens of a row is rounded up to a multiple of it.
     Returns:
         Per micro-batch: `input_ids`, `attention_mask` and perhaps `token_type_ids`, int64 of shape
@@ -267,7 +267,7 @@ def collate(
     """
     if most is None:
         longest = max(len(row["input_ids"]) for row in rows)
-        parts = math.ceil(len(rows) * longest / most_tokens)
+        parts = math.ceil(len(rows) / max(1, most_tokens // longest))
         most = math.ceil(len(rows) / parts)
     starts = range(0, len(rows), most)
     return [_pad(rows[start : start + most], pad_token_id, multiple) for start in starts]

@@ -8,9 +8,9 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-# oneDNN would keep 1024 of the programs that it writes, a dozen for each length of a batch, in
+# oneDNN would keep 1024 of the programs that it writes, up to 40 for each length of a batch, in
 # hundreds of megabytes; those of a step are enough. It looks here when it is first used.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 # Encoders that take a mask of four dimensions, and whose classifier reads the first token alone;
 # and what they call a layer's feed-forward part. A kind stands here when tests/test_faster.py finds
@@ -29,14 +29,14 @@ def prepare(model: PreTrainedModel, settings: SimpleNamespace) -> None:
     """
     model.to(settings.device)
     kind = model.config.model_type
-    # Other attention than sdpa would add a mask of four dimensions to its scores, or can't read it.
-    if kind in FEED_FORWARD and model.config._attn_implementation == "sdpa":
+    if kind in FEED_FORWARD:
         model.register_forward_pre_hook(_spell_out_the_mask, with_kwargs=True)
     # A single token can't be split into chunks of several.
     if kind in FEED_FORWARD and not getattr(model.config, "chunk_size_feed_forward", 0):
         name = "." + FEED_FORWARD[kind]
-        last = [module for path, module in model.named_modules() if path.endswith(name)][-1]
-        last.register_forward_pre_hook(_keep_first_token)
+        parts = [module for path, module in model.named_modules() if path.endswith(name)]
+        for last in parts[-1:]:  # A config may ask for no layers at all.
+            last.register_forward_pre_hook(_keep_first_token)
     if settings.compile:
         model.compile(dynamic=True)  # One program for all lengths, not one for each.
     elif settings.device == "cpu":
@@ -55,8 +55,9 @@ def _spell_out_the_mask(model: nn.Module, args: tuple, batch: dict) -> tuple[tup
     # transformers asks of a mask of (sentences, tokens) whether it hides anything, for which Python
     # waits until a GPU has answered; one of four dimensions it takes as it is. A batch without
     # padding has a mask too, then, which on a GPU rules out the very fastest attention.
+    # Other attention than sdpa would add it to its scores, or can't read it.
     mask = batch.get("attention_mask")
-    if mask is not None and mask.dim() == 2:
+    if model.config._attn_implementation == "sdpa" and mask is not None and mask.dim() == 2:
         batch = batch | {"attention_mask": mask[:, None, None, :].bool()}
     return args, batch
 

@@ -106,6 +106,19 @@ def test_logits_and_all_gradients_are_those_of_the_model_as_it_was_loaded(
     assert bool(is_onednn) == (capability == "AVX512")
 
 
+def test_attention_that_is_changed_later_still_leaves_padding_out(tmp_path):
+    plain, fast = load("bert", tmp_path), load("bert", tmp_path)
+    faster.prepare(fast, SETTINGS)
+    fast.set_attn_implementation("eager")
+    torch.testing.assert_close(gradients(fast, 2)[0], gradients(plain, 2)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_without_layers_is_prepared_as_it_is(tmp_path):
+    plain, fast = (load("bert", tmp_path, {"num_hidden_layers": 0}) for _ in range(2))
+    faster.prepare(fast, SETTINGS)
+    torch.testing.assert_close(gradients(fast, 2)[0], gradients(plain, 2)[0], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", faster.FEED_FORWARD)
 def test_the_last_feed_forward_part_sees_one_token_and_the_others_see_all(kind, tmp_path):
     model = load(kind, tmp_path)

@@ -31,12 +31,11 @@ def prepare(model: PreTrainedModel, settings: SimpleNamespace) -> None:
     kind = model.config.model_type
     if kind in FEED_FORWARD:
         model.register_forward_pre_hook(_spell_out_the_mask, with_kwargs=True)
-    # A single token can't be split into chunks of several.
-    if kind in FEED_FORWARD and not getattr(model.config, "chunk_size_feed_forward", 0):
         name = "." + FEED_FORWARD[kind]
         parts = [module for path, module in model.named_modules() if path.endswith(name)]
-        for last in parts[-1:]:  # A config may ask for no layers at all.
-            last.register_forward_pre_hook(_keep_first_token)
+        # A single token can't be split into chunks of several; and there may be no layers at all.
+        if parts and not getattr(model.config, "chunk_size_feed_forward", 0):
+            parts[-1].register_forward_pre_hook(_keep_first_token)
     if settings.compile:
         model.compile(dynamic=True)  # One program for all lengths, not one for each.
     elif settings.device == "cpu":
@@ -85,8 +84,8 @@ def _keep_gradient(words: nn.Embedding) -> None:
 class OneDNNLinear(nn.Linear):
     """A linear layer in float32 by oneDNN.
 
-    torch takes MKL for these, which leaves half of AMD's AVX-512 units idle: measured at 210
-    against 441 GFLOP/s (benchmarks/README.md). Intel's were not measured.
+    torch takes MKL for these, which leaves half of AMD's AVX-512 units idle: measured at 224
+    against 444 GFLOP/s (benchmarks/README.md). Intel's were not measured.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

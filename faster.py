@@ -72,7 +72,7 @@ def _keep_gradient(words: nn.Embedding) -> None:
     # The gradient of the word embeddings, 94 MB of which a batch writes some hundred rows, would be
     # got from the system and given back at each step, and be cleared page by page: a tenth of the
     # time. It has one place for good; what backward() makes is only those rows, added to it.
-    words.sparse, kept = True, torch.zeros_like(words.weight)
+    words.sparse, kept = True, torch.empty_like(words.weight)
 
     def clear(rows: torch.Tensor) -> None:
         if words.weight.grad is None:  # The first backward() since zero_grad().

@@ -91,8 +91,7 @@ def main() -> None:
     rows = make_sentences()
     found = {}
     for way in ("before", "after"):
-        everything = prepare(way, rows)
-        *parts, batches = everything
+        *parts, batches = prepare(way, rows)
         run(*parts, batches[:WARM_UP])
         timed = batches[WARM_UP:]
         found[way] = run(*parts, timed), shares(*parts, timed)

@@ -30,11 +30,20 @@ class RunError(RuntimeError):
     """The run could not go on: no memory, a full disk, a loss that is not finite."""
 
 
+class Stopped(Exception):
+    """A signal has told the run to stop, and it has come to a place from which it can go on."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.exit_code = 128 + signal_number
+
+
 class LogProgress:
     """The few methods of tqdm that are used here, as a plain line every 30 s for a log file."""
 
-    def __init__(self, total: int, unit: str, unit_scale: bool, desc: str):
-        self.n, self.total, self.unit, self.unit_scale = 0, total, unit, unit_scale
+    def __init__(self, total: int, unit: str, unit_scale: bool, desc: str, initial: int):
+        self.total, self.unit, self.unit_scale = total, unit, unit_scale
+        self.n = self.initial = initial
         self.desc, self.postfix = desc, ""
         self.start = self.shown = time.monotonic()
 
@@ -56,6 +65,7 @@ class LogProgress:
                 self.n,
                 self.total,
                 now - self.start,
+                initial=self.initial,
                 prefix=self.desc,
                 unit=self.unit,
                 unit_scale=self.unit_scale,
@@ -68,13 +78,15 @@ class LogProgress:
 Progress = tqdm | LogProgress
 
 
-def progress(total: int, unit: str, desc: str) -> Progress:
+def progress(total: int, unit: str, desc: str, done: int = 0) -> Progress:
     """A bar on a terminal, for work that takes longer than two seconds; plain lines elsewhere.
 
     Args:
         total: how many `unit`s, such as "sentences", there are to do.
+        done: how many of them were done before.
     """
     how = {"total": total, "unit": f" {unit}", "unit_scale": total >= 10_000, "desc": desc}
+    how["initial"] = done
     if not sys.stderr.isatty():
         return LogProgress(**how)
     return tqdm(**how, delay=2, dynamic_ncols=True)
@@ -112,6 +124,39 @@ def _end(signal_number: int, frame: object) -> None:
     os._exit(128 + signal_number)
 
 
+_told_to_stop: list[int] = []  # The signal that came inside `stop_between_steps`.
+
+
+@contextlib.contextmanager
+def stop_between_steps() -> Iterator[None]:
+    """Inside, Ctrl-C or SIGTERM is kept for `raise_if_told_to_stop`; a second one acts at once."""
+
+    def keep(signal_number: int, frame: object) -> None:
+        put_back()
+        _told_to_stop.append(signal_number)
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nstopping after this step; once more, and it stops at once\n")
+
+    def put_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, keep)
+    try:
+        yield
+    finally:
+        put_back()
+        _told_to_stop.clear()
+
+
+def raise_if_told_to_stop() -> None:
+    """Raise Stopped if a signal has come inside `stop_between_steps`."""
+    if _told_to_stop:
+        raise Stopped(_told_to_stop[0])
+
+
 @contextlib.contextmanager
 def gather(problems: list[str]) -> Iterator[None]:
     """Keep the problems of an InputError for later, so that all are told at once."""
@@ -131,7 +176,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def exit_codes() -> Iterator[None]:
     """Turn what can go wrong into `error: …` lines on stderr and an exit code.
 
-    2: the input is wrong; 1: the run could not go on.
+    2: the input is wrong; 1: the run could not go on; 130 and 143: Ctrl-C and SIGTERM.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # Closed by whoever started the program (`>&-`).
@@ -140,6 +185,9 @@ def exit_codes() -> Iterator[None]:
         yield
     except InputError as error:
         problems, code = error.problems, 2
+    except Stopped as stop:
+        say(str(stop))
+        raise SystemExit(stop.exit_code) from None
     except BrokenPipeError:
         # Nobody reads stdout any more (`| head`); what Python still holds for it goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,6 +3,7 @@
 python finetune.py --epochs 3                         DistilBERT on SST-2, from the Hub
 python finetune.py --data reviews.csv                 your own table of texts and labels
 python finetune.py --model builtin --data builtin     what is installed here, without a network
+python finetune.py --output-dir runs/a --resume       starts a run, or goes on with the one there
 """
 
 import console
@@ -10,17 +11,17 @@ import console
 if __name__ == "__main__":
     console.end_on_signals()
 
-import functools
 import math
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import checkpoint
+import files
 import hub
 import model_files
-from console import InputError, Progress, RunError, progress, result, say
+import run_folder
+from console import InputError, RunError, Stopped, progress, raise_if_told_to_stop, result, say
 from settings import Settings, read_settings
 
 # ---- Settings: each constant is also a flag (`BATCH_SIZE` is `--batch-size`). ----
@@ -68,14 +69,22 @@ PRECISION = "auto"
 COMPILE = False
 # Steps between two lines of metrics.jsonl; each makes the device wait.
 LOG_EVERY = 20
+# The most minutes of work that are lost where the machine vanishes.
+CHECKPOINT_MINUTES = 10
 # Where the run is written; None: a new folder runs/<date>-<time>.
 OUTPUT_DIR = None
+# Go on with the run that OUTPUT_DIR holds, or start it there: the same command, given again, is
+# always right.
+RESUME = False
 
 if __name__ == "__main__":
     # Read before the libraries below, whose import takes seconds: --help and a wrong flag are
     # answered at once. The Hub is asked here too: where it is silent, those would wait for minutes.
     with console.exit_codes():
         settings = read_settings(globals(), sys.argv[1:])
+        if finished := run_folder.result_of(settings):
+            say(f"this run is complete; {finished}")
+            sys.exit()
         hub_problem = hub.ask(settings)
 
 import torch
@@ -84,6 +93,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+import checkpoint
 import data
 import faster
 import model as models
@@ -146,55 +156,78 @@ def training_step(
     return loss, norm
 
 
+def new_state() -> dict:
+    """What the loop works on, and the checkpoint holds beside the tensors."""
+    return {
+        "epoch": 0,  # Epochs that are over, with their evaluation.
+        "step": 0,  # Steps that are over, and sentences in them, of all epochs.
+        "sentences": 0,
+        "seconds": 0.0,  # Of all work on this run.
+        "window": [],  # Loss and gradient norm of each step since the last logged one.
+        "unread": [],  # The last of them, still on the device.
+        "history": [],  # The lines of metrics.jsonl.
+        "kept": {},  # The kept epoch and its scores.
+    }
+
+
 def train_epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loader: DataLoader[MicroBatches],
     settings: Settings,
-    epoch: int,
+    state: dict,
+    steps_per_epoch: int,
     log: Callable[[dict], None],
-    bar: Progress,
+    after_step: Callable[[int], None],
 ) -> None:
-    """One pass over `loader`, a step a batch, each LOG_EVERY steps logged.
+    """The batches of `loader`, a step each, the rest of an epoch; each LOG_EVERY steps logged.
 
+    Args:
+        state: of `new_state`; its steps and sentences are counted on.
+        after_step: called with the number of sentences of each step.
     Raises:
         RunError: the loss or the gradient of a step was not finite.
     """
     model.train()
-    steps = settings.epochs * len(loader)
-    window: list[torch.Tensor] = []  # Loss and norm of each step since the last logged one.
+    steps = settings.epochs * steps_per_epoch
     sentences, started = 0, time.monotonic()
-    for step, micro_batches in enumerate(loader, epoch * len(loader)):
+    for micro_batches in loader:
+        step = state["step"]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, steps, settings)
         # Dropout's numbers follow from the step alone, so that any step can be repeated.
         torch.manual_seed(int(data.generator(settings.seed, "dropout", step).integers(2**63)))
-        window.append(torch.stack(training_step(model, optimizer, micro_batches, settings)))
+        loss_and_norm = training_step(model, optimizer, micro_batches, settings)
+        state["unread"].append(torch.stack(loss_and_norm))
         size = sum(len(batch["labels"]) for batch in micro_batches)
+        state["step"], state["sentences"] = step + 1, state["sentences"] + size
         sentences += size
-        if (step + 1) % settings.log_every == 0 or (step + 1) % len(loader) == 0:
-            # Read here alone: each reading makes the device wait for Python.
-            losses, norms = torch.stack(window).T.tolist()
-            stop_if_not_finite(losses, norms, step, steps, settings)
+        if (step + 1) % settings.log_every == 0 or (step + 1) % steps_per_epoch == 0:
+            read_window(state, steps, settings)
+            losses, norms = zip(*state["window"], strict=True)
             line = {
                 "step": step + 1,
-                "epoch": epoch,
+                "epoch": state["epoch"],
                 "loss": sum(losses) / len(losses),
                 "learning_rate": learning_rate_at(step, steps, settings),
                 "grad_norm": norms[-1],
                 "samples_per_second": round(sentences / (time.monotonic() - started), 1),
             }
             log(line)
-            bar.set_postfix_str(f"epoch {epoch}, loss {line['loss']:.3f}", refresh=False)
-            window, sentences, started = [], 0, time.monotonic()
-        bar.update(size)
+            state["window"], sentences, started = [], 0, time.monotonic()
+        after_step(size)
 
 
-def stop_if_not_finite(
-    losses: list[float], norms: list[float], last_step: int, steps: int, settings: Settings
-) -> None:
-    """Raise a RunError that names the first step, up to `last_step`, with a value not finite."""
-    for step, values in enumerate(zip(losses, norms, strict=True), last_step + 1 - len(losses)):
+def read_window(state: dict, steps: int, settings: Settings) -> None:
+    """Read loss and norm of the last steps from the device, and stop where one is not finite.
+
+    Here alone, and seldom: each reading makes the device wait for Python.
+    """
+    if state["unread"]:
+        state["window"] += torch.stack(state["unread"]).tolist()
+        state["unread"] = []
+    first = state["step"] - len(state["window"])
+    for step, values in enumerate(state["window"], first):
         if not all(map(math.isfinite, values)):
             raise RunError(
                 f"step {step + 1}: the loss or its gradient is not finite, at learning rate "
@@ -222,6 +255,7 @@ def evaluate(
                 loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
                 sentences += len(labels)
             bar.update()
+            raise_if_told_to_stop()
     return metric.compute(), loss_sum / sentences
 
 
@@ -234,9 +268,12 @@ def fit(
     tokens: dict[str, data.TokenizedText],
     settings: Settings,
     folder: Path,
+    state: dict,
 ) -> dict[str, float]:
-    """All epochs, each with its evaluation; the kept epoch's model is in `folder`/model at the end.
+    """All epochs from `state` on; the kept epoch's model is in `folder`/model at the end.
 
+    Args:
+        state: of `new_state`, or of the checkpoint of a run that goes on.
     Returns:
         The kept epoch (from 0), its accuracy and loss on validation, and its accuracy on test.
     """
@@ -249,32 +286,85 @@ def fit(
         batches = data.sorted_batches(tokens[split].lengths, settings.batch_size)
         return evaluate(model, loader(split, batches[:most]), settings)
 
-    log = functools.partial(checkpoint.append_line, folder / "metrics.jsonl")
+    def log(line: dict) -> None:
+        state["history"].append(line)
+        files.append_line(folder / run_folder.METRICS, line)
+
+    def save() -> None:
+        nonlocal saved, saved_at
+        if saved == (state["epoch"], state["step"]):
+            return
+        read_window(state, steps, settings)
+        # A step can ruin weights of which only the next one's loss would tell.
+        if not nn.utils.get_total_norm(model.parameters()).isfinite():
+            raise RunError(
+                f"step {state['step']}: the weights are not finite; try a lower --learning-rate"
+            )
+        seconds = state["seconds"] + time.monotonic() - started
+        path = folder / run_folder.CHECKPOINT
+        checkpoint.save(path, state | {"seconds": seconds}, model, optimizer)
+        saved, saved_at = (state["epoch"], state["step"]), time.monotonic()
+
+    def after_step(sentences: int) -> None:
+        bar.update(sentences)
+        if time.monotonic() - saved_at >= 60 * settings.checkpoint_minutes:
+            save()
+        raise_if_told_to_stop()
+
+    def keep() -> None:
+        # After the checkpoint that says so: where a kill comes between the two, it is done again.
+        is_over = state["step"] == state["epoch"] * steps_per_epoch
+        if is_over and state["kept"].get("epoch") == state["epoch"] - 1:
+            models.save_model(model, tokenizer, folder / run_folder.MODEL)
+
     optimizer = make_optimizer(model, settings)
+    checkpoint.put_back(state, model, optimizer)
+    lengths = tokens["train"].lengths
+    steps_per_epoch = math.ceil(len(lengths) / settings.batch_size)
+    steps = settings.epochs * steps_per_epoch
+    started = saved_at = time.monotonic()
+    saved = state["epoch"], state["step"]
     # A first look at the longest sentences: what fails in the evaluation fails now, not in an hour.
     score(model, "validation", most=2)
-    kept: dict[str, float] = {}
-    lengths = tokens["train"].lengths
-    with progress(settings.epochs * len(lengths), "sentences", "training") as bar:
-        for epoch in range(settings.epochs):
-            batches = data.epoch_batches(lengths, settings.batch_size, settings.seed, epoch)
-            train_epoch(model, optimizer, loader("train", batches), settings, epoch, log, bar)
-            metrics, loss = score(model, "validation")
-            if not math.isfinite(loss):
-                raise RunError(
-                    f"epoch {epoch}: the validation loss is not finite; try a lower --learning-rate"
+    sentences = settings.epochs * len(lengths), "sentences", "training", state["sentences"]
+    with console.stop_between_steps(), progress(*sentences) as bar:
+        try:
+            keep()
+            while state["epoch"] < settings.epochs:
+                epoch = state["epoch"]
+                batches = data.epoch_batches(lengths, settings.batch_size, settings.seed, epoch)
+                # A run that goes on does not even read what it has trained on.
+                rest = loader("train", batches[state["step"] - epoch * steps_per_epoch :])
+                train_epoch(
+                    model, optimizer, rest, settings, state, steps_per_epoch, log, after_step
                 )
-            scores = {"eval_loss": loss, "eval_accuracy": metrics["accuracy"]}
-            log({"epoch": epoch, "step": (epoch + 1) * len(batches)} | scores)
-            result(f"epoch {epoch}: {metrics}")
-            if not kept or settings.keep == "last" or metrics["accuracy"] > kept["accuracy"]:
-                models.save_model(model, tokenizer, folder / "model")
-                kept = {"epoch": epoch, **metrics, "loss": loss}
+                metrics, loss = score(model, "validation")
+                if not math.isfinite(loss):
+                    raise RunError(
+                        f"epoch {epoch}: the validation loss is not finite; try a lower "
+                        "--learning-rate"
+                    )
+                scores = {"eval_loss": loss, "eval_accuracy": metrics["accuracy"]}
+                log({"epoch": epoch, "step": state["step"]} | scores)
+                result(f"epoch {epoch}: {metrics}")
+                best = state["kept"].get("accuracy", -math.inf)
+                if settings.keep == "last" or metrics["accuracy"] > best:
+                    state["kept"] = {"epoch": epoch, **metrics, "loss": loss}
+                state["epoch"] = epoch + 1
+                save()
+                keep()
+                raise_if_told_to_stop()
+        except Stopped:
+            save()
+            say(f"to go on from step {state['step']}: --output-dir {folder} --resume")
+            raise
+    kept = dict(state["kept"])
     if "test" in tokens:  # Once, with the kept model as it was written.
         labels = list(model.config.id2label.values())
-        saved, *_ = models.load_model(str(folder / "model"), labels, settings.max_length)
-        faster.prepare(saved, settings)
-        metrics, _ = score(saved, "test")
+        folder_of_model = str(folder / run_folder.MODEL)
+        written, *_ = models.load_model(folder_of_model, labels, settings.max_length)
+        faster.prepare(written, settings)
+        metrics, _ = score(written, "test")
         say(f"test: {metrics}")
         kept["test_accuracy"] = metrics["accuracy"]
     return kept
@@ -308,32 +398,34 @@ def main(settings: Settings, hub_problem: str | None) -> None:
     settings.max_length = length
     if size := settings.max_train_samples:
         text.splits["train"] = data.subset(text.splits["train"], size, settings.seed)
-    tokens = {
-        split: data.tokenize(rows, text.ids, tokenizer, length, split)
-        for split, rows in text.splits.items()
-    }
-    record = checkpoint.describe_run(settings, replaced, text, Path(model.name_or_path))
-    folder = checkpoint.start_run(settings.output_dir, record)
-    sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in tokens.items())
+    sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in text.splits.items())
     columns = ", ".join([*text.text_columns, text.label_column])
     classes = f"{len(labels)} classes" + (f" ({', '.join(labels)})" if len(labels) <= 10 else "")
-    steps = math.ceil(len(tokens["train"]) / settings.batch_size)
+    steps = math.ceil(len(text.splits["train"]) / settings.batch_size)
     say(f"{settings.model} on {settings.data} (columns {columns}): {sizes}; {classes}")
     say(
         f"{settings.epochs} epochs of {steps:,} steps, learning rate {settings.learning_rate:g}, "
         f"{settings.device}, {settings.precision}"
     )
-    say(f"writing to {folder}")
-
-    if settings.freeze_embeddings:
-        model.get_input_embeddings().requires_grad_(False)
-    faster.prepare(model, settings)
-    kept = fit(model, tokenizer, tokens, settings, folder)
-    record["result"] = kept | {"seconds": round(time.monotonic() - started, 1)}
-    checkpoint.write_record(folder, record)
-    say(f"kept: epoch {kept['epoch']}, accuracy {kept['accuracy']:.4f}, in {folder / 'model'}")
-    if replaced:
-        say(hub.stand_in_line(replaced))
+    record = run_folder.describe(settings, replaced, text, Path(model.name_or_path))
+    with run_folder.claim(settings, record) as (folder, record, state):
+        say(f"writing to {folder}")
+        state = state or new_state()
+        state["run"] = {part: record[part] for part in ("settings", "fingerprints")}
+        tokens = {
+            split: data.tokenize(rows, text.ids, tokenizer, length, split)
+            for split, rows in text.splits.items()
+        }
+        if settings.freeze_embeddings:
+            model.get_input_embeddings().requires_grad_(False)
+        faster.prepare(model, settings)
+        kept = fit(model, tokenizer, tokens, settings, folder, state)
+        seconds = state["seconds"] + time.monotonic() - started
+        record["result"] = kept | {"seconds": round(seconds, 1)}
+        run_folder.finish(folder, record, state["history"])
+    say(run_folder.result_line(folder, record["result"]))
+    if record["replaced"]:
+        say(hub.stand_in_line(record["replaced"]))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto import modeling_auto as known
 
-from checkpoint import replace_folder
 from console import InputError, is_out_of_memory, one_line, say
+from files import replace_folder
 from model_files import find_model
 
 LONGEST_BY_DEFAULT = 512

@@ -79,11 +79,13 @@ def find_model(name: str) -> Path:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over the weights of a checkpoint: without those that a new head draws by seed."""
+    """SHA-256 over the files of a checkpoint: weights, config and tokenizer, with their names."""
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("model*.safetensors")):
-        with file.open("rb") as weights:
-            digest.update(hashlib.file_digest(weights, "sha256").digest())
+    for file in sorted({file for pattern in hub.MODEL_FILES for file in folder.glob(pattern)}):
+        if file.is_file():
+            digest.update(file.name.encode(errors="surrogateescape") + b"\n")
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
 
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-import checkpoint
 import model_files
+import run_folder
 import tables
-from console import InputError
+from console import InputError, gather
 
 Settings = SimpleNamespace  # Each setting under its constant's name in small letters.
 
@@ -53,14 +53,12 @@ RULES = {
     "PRECISION": (str, _one_of("auto", "fp32", "bf16"), "auto, fp32 or bf16"),
     "COMPILE": (bool, lambda value: True, "True or False"),
     "LOG_EVERY": (int, _at_least(1), f"a whole number from 1 to {MOST}"),
+    "CHECKPOINT_MINUTES": (float, lambda x: 0 <= x < math.inf, "a number of 0 or more"),
     "OUTPUT_DIR": (str, bool, "a folder"),
+    "RESUME": (bool, lambda value: True, "True or False"),
 }
 # What a look at names and files shows, before anything is loaded.
-CHECKS = {
-    "MODEL": model_files.check_name,
-    "DATA": tables.find_files,
-    "OUTPUT_DIR": checkpoint.check_output,
-}
+CHECKS = {"MODEL": model_files.check_name, "DATA": tables.find_files}
 MAY_BE_NONE = {
     *("TEXT_COLUMN", "LABEL_COLUMN", "MICRO_BATCH_SIZE", "MAX_LENGTH"),
     *("MAX_TRAIN_SAMPLES", "LEARNING_RATE", "OUTPUT_DIR"),
@@ -77,8 +75,8 @@ def read_settings(
         constants: the globals of the module that holds the constants.
         argv: the command line without the program's name.
     Returns:
-        A namespace with each constant under its name in small letters, and `given`, the set of
-        those names that came as flags.
+        A namespace with each constant under its name in small letters; `given`, the set of those
+        names that came as flags; and `automatic`, those that the run finds out by itself.
     Raises:
         InputError: with one problem for each flag or constant that is wrong.
     """
@@ -115,6 +113,9 @@ def read_settings(
             problems.append(f"{shown}: {error}; it must be {wanted}")
         else:
             setattr(settings, name.lower(), value)
+    settings.automatic = [k for k, v in vars(settings).items() if v in run_folder.AUTOMATIC]
+    with gather(problems):
+        run_folder.check(settings)
     if problems:
         raise InputError(*problems)
     return settings

@@ -1,0 +1,318 @@
+"""The program in processes that start warm: forked from one that has imported everything.
+
+Started by tests as `python tests/warm.py SCENARIO ARGUMENTS`, with arguments and results in JSON.
+A child runs `finetune.main` as finetune.py itself does, only without seconds of imports, so that it
+can be killed hundreds of times. The parent has started no thread: forking would break those.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import transformers.models.distilbert.modeling_distilbert
+import transformers.trainer_utils  # noqa: F401
+
+import checkpoint
+import console
+import finetune
+import hub
+import metric  # noqa: F401
+import run_folder
+from settings import read_settings
+
+
+def program(flags: list[str], before: Callable[[], None]) -> None:
+    """What finetune.py does where it is the program."""
+    console.end_on_signals()
+    before()
+    with console.exit_codes():
+        settings = read_settings(vars(finetune), flags)
+        if finished := run_folder.result_of(settings):
+            console.say(f"this run is complete; {finished}")
+            sys.exit()
+        finetune.main(settings, hub.ask(settings))
+
+
+def start(flags: list[str], log: Path, before: Callable[[], None] = lambda: None) -> int:
+    """The process id of a child that runs the program; its output is added to the file `log`."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(out, 1), os.dup2(out, 2)
+        program(flags, before)
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+
+
+def end_of(pid: int) -> int:
+    """The exit code of a child, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+# ---- What a run has come to ----
+
+
+def outcome(folder: Path) -> dict:
+    """All that must be the same however often a run was interrupted: no times, no such numbers."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    record = json.loads((folder / "run.json").read_text())
+    return {
+        "names": sorted(path.name for path in folder.iterdir()),
+        "model": {path.name: digest(path.read_bytes()) for path in (folder / "model").iterdir()},
+        "metrics": [without_times(line) for line in lines],
+        "result": without_times(record["result"]),
+        "last state": digest(repr(flat(checkpoint.load(last_state(folder)))).encode()),
+    }
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def without_times(record: dict) -> dict:
+    return {k: v for k, v in record.items() if k not in ("samples_per_second", "seconds")}
+
+
+def flat(value: object) -> object:
+    """A state without its times, each tensor as the digest of its bytes."""
+    if isinstance(value, dict):
+        names = sorted(without_times(value).keys() - {"run"}, key=str)
+        return [(name, flat(value[name])) for name in names]
+    if isinstance(value, list):
+        return list(map(flat, value))
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape), digest(value.numpy().tobytes())
+    return value
+
+
+def last_state(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".last.pt")
+
+
+def copy_the_last_state() -> None:
+    """In a child: keep the last checkpoint, which a complete run removes."""
+    finish = run_folder.finish
+
+    def copy_then_finish(folder: Path, *arguments: object) -> None:
+        shutil.copy(folder / "checkpoint.pt", last_state(folder))
+        finish(folder, *arguments)
+
+    run_folder.finish = copy_then_finish
+
+
+def check_whole(folder: Path, names: set[str]) -> None:
+    """Whatever was killed: a checkpoint that is there can be read, and so can a model."""
+    if (folder / "checkpoint.pt").exists():
+        checkpoint.load(folder / "checkpoint.pt")
+    if (folder / "model").exists():
+        assert {path.name for path in (folder / "model").iterdir()} == names
+        safetensors.torch.load_file(folder / "model" / "model.safetensors")
+
+
+def resumed_steps(log: Path) -> list[int]:
+    return [int(step) for step in re.findall(r"^resumed from step (\d+)$", log.read_text(), re.M)]
+
+
+class Runs:
+    """Runs of the program with the same flags, each compared with the first, uninterrupted one."""
+
+    def __init__(self, folder: Path, flags: list[str]):
+        self.folder, self.flags = folder, flags
+        started = time.monotonic()
+        assert self.end("reference", *flags) == 0, (folder / "reference.log").read_text()
+        self.seconds = time.monotonic() - started
+        self.expected = outcome(folder / "reference")
+
+    def start(self, name: str, *flags: str, before: Callable[[], None] = lambda: None) -> int:
+        def prepare() -> None:
+            copy_the_last_state()
+            before()
+
+        where = ["--resume", "--output-dir", str(self.folder / name)]
+        return start([*self.flags, *flags, *where], self.folder / f"{name}.log", prepare)
+
+    def end(self, name: str, *flags: str, before: Callable[[], None] = lambda: None) -> int:
+        return end_of(self.start(name, *flags, before=before))
+
+    def check(self, name: str, *flags: str) -> list[int]:
+        """Give the same command until the end: it must come to the same. The steps resumed from."""
+        log = self.folder / f"{name}.log"
+        assert self.end(name, *flags) == 0, log.read_text()
+        found = outcome(self.folder / name)
+        assert found == self.expected, (name, found, self.expected)
+        assert "Traceback" not in log.read_text(), log.read_text()
+        steps = resumed_steps(log)
+        for path in (self.folder / name, last_state(self.folder / name)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return steps
+
+    def check_whole(self, name: str) -> None:
+        check_whole(self.folder / name, set(self.expected["model"]))
+
+
+# ---- Scenarios ----
+
+
+def fuzz(folder: Path, flags: list[str], kills: int, seed: int) -> dict:
+    """Kill runs at random moments, one to six times each, then let them end."""
+    choose, runs = random.Random(seed), Runs(folder, flags)
+    killed, steps, count = 0, [], 0
+    while killed < kills:
+        name, count = f"run{count}", count + 1
+        often = ["--checkpoint-minutes", choose.choice(["0", "0", "10"])]
+        for _ in range(choose.randint(1, 6)):
+            pid = runs.start(name, *often)
+            time.sleep(choose.uniform(0, runs.seconds))
+            os.kill(pid, signal.SIGKILL)
+            code = end_of(pid)
+            assert code in (0, -signal.SIGKILL), (code, (folder / f"{name}.log").read_text())
+            killed += code != 0
+            if (folder / name).exists():
+                runs.check_whole(name)
+        steps += runs.check(name, *often)
+    return {"runs": count, "kills": killed, "resumed from": steps}
+
+
+def each_operation(folder: Path, flags: list[str], part: int, parts: int) -> dict:
+    """Kill a run at each operation on a file of its folder; at a write also in the middle of it.
+
+    Which operations there are is found by tracing one run; each `parts`-th is taken, from `part`.
+    """
+    runs = Runs(folder, flags)
+    found, _ = trace(runs.start("traced", before=traceable), folder / "traced")
+    runs.check("traced")
+    moments = [(number, False) for number in range(len(found))]
+    moments += [(number, True) for number, (what, _) in enumerate(found) if "write" in what]
+    steps = []
+    for number, halfway in moments[part::parts]:
+        name = f"{number}{'half' if halfway else ''}"
+        pid = runs.start(name, before=traceable)
+        seen, code = trace(pid, folder / name, number, halfway)
+        assert code == -signal.SIGKILL and seen == found[: number + 1], (seen, found)
+        runs.check_whole(name)
+        steps += runs.check(name)
+    return {"operations": found, "kills": len(moments[part::parts]), "resumed from": steps}
+
+
+# ---- Tracing, by Linux's ptrace, as strace does ----
+
+# Number, name, and which argument is the path or the open file (of x86-64).
+CALLS = {
+    1: ("write", 0, "file"),
+    18: ("pwrite", 0, "file"),
+    20: ("writev", 0, "file"),
+    74: ("fsync", 0, "file"),
+    75: ("fdatasync", 0, "file"),
+    77: ("ftruncate", 0, "file"),
+    82: ("rename", 0, "path"),
+    83: ("mkdir", 0, "path"),
+    84: ("rmdir", 0, "path"),
+    87: ("unlink", 0, "path"),
+    257: ("open", 1, "path"),
+    263: ("unlinkat", 1, "path"),
+    264: ("rename", 1, "path"),
+    316: ("rename", 1, "path"),
+}
+PTRACE_TRACEME, PTRACE_GETREGS, PTRACE_SETREGS, PTRACE_SYSCALL = 0, 12, 13, 24
+PTRACE_SETOPTIONS, TRACE_SYSGOOD, EXIT_KILL = 0x4200, 1, 0x100000
+RAX, RDX, RSI, RDI, ORIG_RAX = 10, 12, 13, 14, 15
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def ptrace(request: int, pid: int, address: int = 0, content: object = 0) -> None:
+    arguments = [ctypes.c_long(request), ctypes.c_long(pid), ctypes.c_void_p(address)]
+    if libc.ptrace(*arguments, content if content else ctypes.c_void_p(0)) == -1:
+        raise OSError(ctypes.get_errno(), "ptrace")
+
+
+def traceable() -> None:
+    """In a child: wait for `trace`."""
+    ptrace(PTRACE_TRACEME, 0)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def trace(
+    pid: int, folder: Path, until: int | None = None, halfway: bool = False
+) -> tuple[list[tuple[str, str]], int]:
+    """The operations of a child's main thread that change files of `folder`, and how it ended.
+
+    Args:
+        until: kill it where operation number `until` is about to be done.
+        halfway: let half of that, which is a write, be done before.
+    """
+    seen: list[tuple[str, str]] = []
+    entering, registers = True, (ctypes.c_ulonglong * 27)()
+    _, status = os.waitpid(pid, 0)
+    ptrace(PTRACE_SETOPTIONS, pid, 0, ctypes.c_void_p(TRACE_SYSGOOD | EXIT_KILL))
+    passed_on = 0
+    while not (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
+        stop = os.WSTOPSIG(status)
+        passed_on = 0 if stop in (signal.SIGTRAP | 0x80, signal.SIGSTOP) else stop
+        if stop == signal.SIGTRAP | 0x80:
+            if entering:
+                ptrace(PTRACE_GETREGS, pid, 0, registers)
+                if operation := changes(pid, registers, folder):
+                    seen.append(operation)
+                    if until == len(seen) - 1 and halfway:
+                        registers[RDX] //= 2
+                        ptrace(PTRACE_SETREGS, pid, 0, registers)
+                    elif until == len(seen) - 1:
+                        os.kill(pid, signal.SIGKILL)
+            elif halfway and until == len(seen) - 1:
+                os.kill(pid, signal.SIGKILL)
+            entering = not entering
+        with contextlib.suppress(ProcessLookupError):  # Killed above.
+            ptrace(PTRACE_SYSCALL, pid, 0, ctypes.c_void_p(passed_on))
+        _, status = os.waitpid(pid, 0)
+    return seen, os.waitstatus_to_exitcode(status)
+
+
+def changes(pid: int, registers: ctypes.Array, folder: Path) -> tuple[str, str] | None:
+    """The call that is about to be made and its file, if it changes one in `folder`."""
+    if registers[ORIG_RAX] not in CALLS:
+        return None
+    call, place, kind = CALLS[registers[ORIG_RAX]]
+    arguments = [registers[RDI], registers[RSI], registers[RDX]]
+    if call == "open" and not arguments[2] & (os.O_CREAT | os.O_TRUNC):
+        return None
+    if kind == "file":
+        path = Path(f"/proc/{pid}/fd/{arguments[place]}").readlink()
+    else:
+        with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+            memory.seek(arguments[place])
+            path = Path(os.fsdecode(memory.read(256).split(b"\0")[0]))
+        # Relative to an open folder; AT_FDCWD is −100.
+        if not path.is_absolute() and ctypes.c_int(arguments[0]).value >= 0 and place:
+            path = Path(f"/proc/{pid}/fd/{arguments[0]}").readlink() / path
+    if not path.is_relative_to(folder):
+        return None
+    return call, re.sub(r"\.tmp\w+", ".tmp", str(path.relative_to(folder)))  # Named at random.
+
+
+if __name__ == "__main__":
+    scenario, arguments = sys.argv[1], json.loads(sys.argv[2])
+    print(json.dumps(globals()[scenario](Path(arguments.pop("folder")), **arguments)))

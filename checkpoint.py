@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pickle
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 import files
-from console import InputError, one_line
+from console import InputError, RunError, one_line
 
 FORMAT = 1  # Another one whenever what the state holds, or how it is meant, changes.
 # Stands behind what torch.save has written, where torch.load does not look.
@@ -19,12 +20,37 @@ SEAL = "\nfinetune.py checkpoint, format {}, SHA-256 {}\n"
 REMEDY = "put back a copy of it, or remove it to start the run again from step 0"
 
 
+def new_state(run: dict) -> dict:
+    """What the training loop works on, and `save` writes beside the tensors: that of a new run.
+
+    Args:
+        run: the settings and fingerprints in its run.json, by which a checkpoint is known.
+    """
+    return {
+        "run": run,
+        "epoch": 0,  # Epochs that are over, with their evaluation.
+        "step": 0,  # Steps that are over, and sentences in them, of all epochs.
+        "sentences": 0,
+        "seconds": 0.0,  # Of all work on this run before.
+        "window": [],  # Loss and gradient norm of each step since the last logged one.
+        "unread": [],  # The last of them, still on the device.
+        "history": [],  # The lines of metrics.jsonl.
+        "kept": {},  # The kept epoch and its scores.
+    }
+
+
 def save(path: Path, state: dict, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Write `state` and the tensors of model and optimizer as `path`, in place of what is there.
 
     Raises:
-        RunError: it could not be written; what was there before is untouched.
+        RunError: it could not be written, or the weights are not finite; what was there before is
+            untouched.
     """
+    # A step can ruin weights of which only the loss of the next one would tell.
+    if not nn.utils.get_total_norm(model.parameters()).isfinite():
+        raise RunError(
+            f"step {state['step']}: the weights are not finite; try a lower --learning-rate"
+        )
     state = state | {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
 
     def fill(file: BinaryIO) -> None:
@@ -70,6 +96,10 @@ def load(path: Path) -> dict:
             file.seek(0)
             # Tensors, numbers and words alone: no code that a pickle may name is run.
             return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}: has what no checkpoint holds ({one_line(error)[:99]})"
+        ) from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 

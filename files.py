@@ -120,5 +120,6 @@ def told(path: Path) -> Iterator[None]:
             raise
         reason = getattr(cause, "strerror", None) or one_line(cause)
         raise RunError(
-            f"{path} could not be written ({reason}); mend that, then run again"
+            f"{path} could not be written ({reason}); mend that, then go on with --output-dir and "
+            "--resume"
         ) from error

@@ -14,7 +14,7 @@ if __name__ == "__main__":
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import files
@@ -156,40 +156,25 @@ def training_step(
     return loss, norm
 
 
-def new_state() -> dict:
-    """What the loop works on, and the checkpoint holds beside the tensors."""
-    return {
-        "epoch": 0,  # Epochs that are over, with their evaluation.
-        "step": 0,  # Steps that are over, and sentences in them, of all epochs.
-        "sentences": 0,
-        "seconds": 0.0,  # Of all work on this run.
-        "window": [],  # Loss and gradient norm of each step since the last logged one.
-        "unread": [],  # The last of them, still on the device.
-        "history": [],  # The lines of metrics.jsonl.
-        "kept": {},  # The kept epoch and its scores.
-    }
-
-
 def train_epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loader: DataLoader[MicroBatches],
     settings: Settings,
     state: dict,
-    steps_per_epoch: int,
-    log: Callable[[dict], None],
-    after_step: Callable[[int], None],
-) -> None:
-    """The batches of `loader`, a step each, the rest of an epoch; each LOG_EVERY steps logged.
+    steps: int,
+) -> Iterator[dict | None]:
+    """Take a step with each batch of `loader`, which has what is left of the epoch.
 
     Args:
-        state: of `new_state`; its steps and sentences are counted on.
-        after_step: called with the number of sentences of each step.
+        state: of `checkpoint.new_state`; what the steps change in it is counted on.
+        steps: those of all epochs together.
+    Yields:
+        After each step None, or each LOG_EVERY steps and at the end of the epoch a line to log.
     Raises:
         RunError: the loss or the gradient of a step was not finite.
     """
     model.train()
-    steps = settings.epochs * steps_per_epoch
     sentences, started = 0, time.monotonic()
     for micro_batches in loader:
         step = state["step"]
@@ -201,8 +186,8 @@ def train_epoch(
         state["unread"].append(torch.stack(loss_and_norm))
         size = sum(len(batch["labels"]) for batch in micro_batches)
         state["step"], state["sentences"] = step + 1, state["sentences"] + size
-        sentences += size
-        if (step + 1) % settings.log_every == 0 or (step + 1) % steps_per_epoch == 0:
+        sentences, line = sentences + size, None
+        if (step + 1) % settings.log_every == 0 or (step + 1) % (steps // settings.epochs) == 0:
             read_window(state, steps, settings)
             losses, norms = zip(*state["window"], strict=True)
             line = {
@@ -213,9 +198,8 @@ def train_epoch(
                 "grad_norm": norms[-1],
                 "samples_per_second": round(sentences / (time.monotonic() - started), 1),
             }
-            log(line)
             state["window"], sentences, started = [], 0, time.monotonic()
-        after_step(size)
+        yield line
 
 
 def read_window(state: dict, steps: int, settings: Settings) -> None:
@@ -273,7 +257,7 @@ def fit(
     """All epochs from `state` on; the kept epoch's model is in `folder`/model at the end.
 
     Args:
-        state: of `new_state`, or of the checkpoint of a run that goes on.
+        state: of `checkpoint.new_state`, or that of a run which goes on.
     Returns:
         The kept epoch (from 0), its accuracy and loss on validation, and its accuracy on test.
     """
@@ -292,27 +276,14 @@ def fit(
 
     def save() -> None:
         nonlocal saved, saved_at
-        if saved == (state["epoch"], state["step"]):
-            return
-        read_window(state, steps, settings)
-        # A step can ruin weights of which only the next one's loss would tell.
-        if not nn.utils.get_total_norm(model.parameters()).isfinite():
-            raise RunError(
-                f"step {state['step']}: the weights are not finite; try a lower --learning-rate"
-            )
-        seconds = state["seconds"] + time.monotonic() - started
-        path = folder / run_folder.CHECKPOINT
-        checkpoint.save(path, state | {"seconds": seconds}, model, optimizer)
-        saved, saved_at = (state["epoch"], state["step"]), time.monotonic()
-
-    def after_step(sentences: int) -> None:
-        bar.update(sentences)
-        if time.monotonic() - saved_at >= 60 * settings.checkpoint_minutes:
-            save()
-        raise_if_told_to_stop()
+        if saved != (state["epoch"], state["step"]):
+            read_window(state, steps, settings)
+            seconds = state["seconds"] + time.monotonic() - started
+            now = state | {"seconds": seconds}
+            checkpoint.save(folder / run_folder.CHECKPOINT, now, model, optimizer)
+            saved, saved_at = (state["epoch"], state["step"]), time.monotonic()
 
     def keep() -> None:
-        # After the checkpoint that says so: where a kill comes between the two, it is done again.
         is_over = state["step"] == state["epoch"] * steps_per_epoch
         if is_over and state["kept"].get("epoch") == state["epoch"] - 1:
             models.save_model(model, tokenizer, folder / run_folder.MODEL)
@@ -321,23 +292,30 @@ def fit(
     checkpoint.put_back(state, model, optimizer)
     lengths = tokens["train"].lengths
     steps_per_epoch = math.ceil(len(lengths) / settings.batch_size)
-    steps = settings.epochs * steps_per_epoch
-    started = saved_at = time.monotonic()
+    steps, sentences = settings.epochs * steps_per_epoch, settings.epochs * len(lengths)
+    started = saved_at = time.monotonic()  # A clock that nobody sets.
     saved = state["epoch"], state["step"]
     # A first look at the longest sentences: what fails in the evaluation fails now, not in an hour.
     score(model, "validation", most=2)
-    sentences = settings.epochs * len(lengths), "sentences", "training", state["sentences"]
-    with console.stop_between_steps(), progress(*sentences) as bar:
+    with (
+        console.stop_between_steps(),
+        progress(sentences, "sentences", "training", state["sentences"]) as bar,
+    ):
         try:
-            keep()
+            keep()  # Again, where the run was killed between the checkpoint that says so and this.
             while state["epoch"] < settings.epochs:
                 epoch = state["epoch"]
                 batches = data.epoch_batches(lengths, settings.batch_size, settings.seed, epoch)
                 # A run that goes on does not even read what it has trained on.
                 rest = loader("train", batches[state["step"] - epoch * steps_per_epoch :])
-                train_epoch(
-                    model, optimizer, rest, settings, state, steps_per_epoch, log, after_step
-                )
+                for line in train_epoch(model, optimizer, rest, settings, state, steps):
+                    if line:
+                        log(line)
+                        bar.set_postfix_str(f"epoch {epoch}, loss {line['loss']:.3f}", False)
+                    bar.update(state["sentences"] - bar.n)
+                    if time.monotonic() - saved_at >= 60 * settings.checkpoint_minutes:
+                        save()
+                    raise_if_told_to_stop()
                 metrics, loss = score(model, "validation")
                 if not math.isfinite(loss):
                     raise RunError(
@@ -410,8 +388,6 @@ def main(settings: Settings, hub_problem: str | None) -> None:
     record = run_folder.describe(settings, replaced, text, Path(model.name_or_path))
     with run_folder.claim(settings, record) as (folder, record, state):
         say(f"writing to {folder}")
-        state = state or new_state()
-        state["run"] = {part: record[part] for part in ("settings", "fingerprints")}
         tokens = {
             split: data.tokenize(rows, text.ids, tokenizer, length, split)
             for split, rows in text.splits.items()

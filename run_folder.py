@@ -74,8 +74,7 @@ def result_of(settings: SimpleNamespace) -> str | None:
     record = read_record(Path(settings.output_dir)) if settings.resume else None
     if not record or not record["result"]:
         return None
-    _clear(Path(settings.output_dir))
-    _remove_checkpoint(Path(settings.output_dir))
+    _remove_checkpoint(Path(settings.output_dir))  # A kill can have come just before.
     return result_line(settings.output_dir, record["result"])
 
 
@@ -187,13 +186,13 @@ def describe(settings: SimpleNamespace, replaced: dict, text, model: Path) -> di
 
 
 @contextlib.contextmanager
-def claim(settings: SimpleNamespace, record: dict) -> Iterator[tuple[Path, dict, dict | None]]:
+def claim(settings: SimpleNamespace, record: dict) -> Iterator[tuple[Path, dict, dict]]:
     """Make the folder of a run, or take up the one that is there, for this process alone.
 
     Args:
         record: of `describe`.
     Returns:
-        The folder, the record of the run, and the state in its checkpoint, None without one.
+        The folder, the record of the run, and its state: new, or of its checkpoint.
     Raises:
         InputError: another process has it, or it holds a run that can't be gone on with.
     """
@@ -201,23 +200,22 @@ def claim(settings: SimpleNamespace, record: dict) -> Iterator[tuple[Path, dict,
 
     folder = _make(settings.output_dir)
     with _lock(folder):
-        found, state, path = read_record(folder), None, folder / CHECKPOINT
-        if found and not settings.resume:
-            raise InputError(f"--output-dir {folder}: it holds a run; name a new folder")
-        if found and found["result"]:  # It was not when this process looked before.
-            raise InputError(f"--output-dir {folder}: another process has completed this run")
+        found, path = read_record(folder), folder / CHECKPOINT
+        if found and (found["result"] or not settings.resume):
+            raise InputError(f"--output-dir {folder}: another process has begun or ended this run")
+        state = checkpoint.new_state({part: record[part] for part in ("settings", "fingerprints")})
         if found:
             _refuse_changes(settings, found, folder)
-            _refuse_other_inputs(settings, found, record, str(folder))
+            _refuse_other_inputs(settings, found, record, folder)
             if path.exists():
                 state = checkpoint.load(path)
                 _refuse_changes(settings, state["run"], path)
-                _refuse_other_inputs(settings, state["run"], record, str(path))
-        _clear(folder)
-        if found:
-            record = _note_resumption(found, record, state["step"] if state else 0)
-            # Lines that came after the checkpoint would come again.
-            files.write_lines(folder / METRICS, state["history"] if state else [])
+                _refuse_other_inputs(settings, state["run"], record, path)
+            record = _note_resumption(found, record, state["step"])
+            # Lines that came after the checkpoint will come again.
+            files.write_lines(folder / METRICS, state["history"])
+        for name in (RECORD, METRICS, CHECKPOINT, MODEL):
+            files.clear_leftovers(folder / name)
         files.write_json(folder / RECORD, record)
         yield folder, record, state
 
@@ -268,7 +266,7 @@ def _lock(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _refuse_other_inputs(settings: SimpleNamespace, was: dict, now: dict, where: str) -> None:
+def _refuse_other_inputs(settings: SimpleNamespace, was: dict, now: dict, where: Path) -> None:
     problems = []
     for part, name in (("data", settings.data), ("model", settings.model)):
         if was["fingerprints"][part] != now["fingerprints"][part]:
@@ -282,6 +280,8 @@ def _refuse_other_inputs(settings: SimpleNamespace, was: dict, now: dict, where:
 
 def _note_resumption(found: dict, now: dict, step: int) -> dict:
     say(f"resumed from step {step}")
+    if found["replaced"]:
+        say(hub.stand_in_line(found["replaced"]))
     for package, version in now["versions"].items():
         if found["versions"].get(package) != version:
             say(
@@ -296,8 +296,3 @@ def _note_resumption(found: dict, now: dict, step: int) -> dict:
     note = {"step": step, "started": now["started"], "device": now["device"]}
     note |= {"versions": now["versions"], "changed_settings": changed}
     return found | {"resumed": [*found["resumed"], note]}
-
-
-def _clear(folder: Path) -> None:
-    for name in (RECORD, METRICS, CHECKPOINT, MODEL):
-        files.clear_leftovers(folder / name)

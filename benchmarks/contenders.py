@@ -11,8 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 from work import lengths_of, pick
 
-from console import LogProgress
-
 
 def tutorials_loop(model, rows, batch_size, steps, bf16) -> None:
     import torch
@@ -90,6 +88,7 @@ def accelerates_example(model, rows, batch_size, steps, bf16) -> None:
 
 
 def this_project(model, rows, batch_size, steps, bf16) -> None:
+    import checkpoint
     import data
     import faster
     import finetune
@@ -99,8 +98,9 @@ def this_project(model, rows, batch_size, steps, bf16) -> None:
     tokens = data.TokenizedText(rows.remove_columns("attention_mask"))
     loader = project_loader(tokens, project_batches(tokens, steps, settings), settings)
     optimizer = finetune.make_optimizer(model, settings)
-    bar = LogProgress(len(rows), "sentences", False, "training")
-    finetune.train_epoch(model, optimizer, loader, settings, 0, lambda line: None, bar)
+    state, all_steps = checkpoint.new_state({}), settings.epochs * len(loader)
+    for _ in finetune.train_epoch(model, optimizer, loader, settings, state, all_steps):
+        pass
 
 
 def project_settings(batch_size: int) -> SimpleNamespace:

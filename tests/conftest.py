@@ -77,6 +77,14 @@ def limited(folder: Path, resource: str, size: int) -> dict[str, str]:
     return {"PYTHONPATH": str(folder / "site")}
 
 
+def drop_roots_power_over_files() -> None:
+    """Root may write anywhere; a process without this capability may not, even as root."""
+    import ctypes
+
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+
+
 def builtin_folder() -> Path:
     import model_files
 

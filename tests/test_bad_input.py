@@ -11,7 +11,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import CSV, ROOT, ROWS, builtin_folder, copy_tokenizer, limited, save_tiny
+from conftest import (
+    CSV,
+    ROOT,
+    ROWS,
+    builtin_folder,
+    copy_tokenizer,
+    drop_roots_power_over_files,
+    limited,
+    save_tiny,
+)
 
 
 def check_refused(run, output: Path, *messages: str) -> None:
@@ -410,14 +419,6 @@ def test_an_output_folder_that_holds_anything_is_refused_and_not_touched(finetun
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["thesis.txt"]
     run = finetune("--model", "builtin", "--data", "builtin", "--output-dir", "run/thesis.txt/run")
     assert run.code == 2 and "thesis.txt is not a folder" in run.errors[0]
-
-
-def drop_roots_power_over_files() -> None:
-    """Root may write anywhere; a process without this capability may not, even as root."""
-    import ctypes
-
-    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="capabilities are Linux's")

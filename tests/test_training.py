@@ -17,10 +17,12 @@ import torch
 from conftest import ROWS, limited, save_tiny
 from torch.utils.data import DataLoader
 
+import checkpoint
 import data
 import faster
 import finetune as script
 import model as models
+import run_folder
 from settings import read_settings
 
 
@@ -52,16 +54,15 @@ def no_dropout(tmp_path) -> torch.nn.Module:
     return models.load_model(str(folder), ["0", "1"], None)[0]
 
 
-def train(model, tokens, settings, epoch: int = 0) -> list[dict]:
-    """One epoch as `fit` runs it."""
+def train(model, tokens, settings) -> list[dict]:
+    """The first epoch as `fit` runs it."""
     faster.prepare(model, settings)
-    batches = data.epoch_batches(tokens.lengths, settings.batch_size, settings.seed, epoch)
+    batches = data.epoch_batches(tokens.lengths, settings.batch_size, settings.seed, 0)
     loader = data.make_loader(tokens, batches, 0, settings.micro_batch_size, 64, settings.device)
-    lines: list[dict] = []
-    bar = SimpleNamespace(update=lambda n: None, set_postfix_str=lambda *a, **k: None)
-    optimizer = script.make_optimizer(model, settings)
-    script.train_epoch(model, optimizer, loader, settings, epoch, lines.append, bar)
-    return lines
+    optimizer, state = script.make_optimizer(model, settings), checkpoint.new_state({})
+    steps = settings.epochs * len(batches)
+    lines = script.train_epoch(model, optimizer, loader, settings, state, steps)
+    return [line for line in lines if line]
 
 
 def largest_difference(one: torch.nn.Module, other: torch.nn.Module) -> float:
@@ -221,11 +222,9 @@ def test_weights_that_the_last_step_ruined_are_not_kept(finetune, tmp_path, tiny
 
 
 def test_default_folders_of_runs_started_together_are_different(tmp_path, monkeypatch):
-    import checkpoint
-
     monkeypatch.chdir(tmp_path)
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        folders = list(pool.map(lambda _: checkpoint.start_run(None, {}), range(3)))
+        folders = list(pool.map(run_folder._make, [None] * 3))
     assert len(set(folders)) == 3
 
 
@@ -326,7 +325,7 @@ def test_the_epoch_that_is_kept_is_the_one_written_and_the_one_tested(
     folder = tmp_path / "run"
     folder.mkdir()
     splits = {"train": tokens, "validation": tokens, "test": tokens}
-    result = script.fit(model, tokenizer, splits, settings, folder)
+    result = script.fit(model, tokenizer, splits, settings, folder, checkpoint.new_state({}))
     assert result == {"epoch": kept, "accuracy": scores[kept], "loss": 1.0, "test_accuracy": 0.25}
     saved = models.load_model(str(folder / "model"), ["0", "1"], None)[0].state_dict()
     for name, value in saved.items():
@@ -465,17 +464,18 @@ def test_out_of_memory_names_the_micro_batch_size(finetune, tmp_path):
     assert "--micro-batch-size" in run.errors[0] and "Traceback" not in run.err
 
 
-@pytest.mark.parametrize("first_to_fail", ["weights", "tokenizer"])
+@pytest.mark.parametrize("first_to_fail", ["checkpoint.pt", "model"])
 def test_a_full_disk_ends_the_run_with_one_line_and_keeps_what_was_whole(
     finetune, tmp_path, first_to_fail
 ):
-    # Weights of 4 MB before a tokenizer of 0.7; or weights that fit, where the tokenizer does not.
-    narrow = {"dim": 2, "hidden_dim": 2, "n_heads": 1} if first_to_fail == "tokenizer" else {}
-    size = 2**19 if first_to_fail == "tokenizer" else 2**21
+    # A checkpoint of 12 MB; or one that fits, where the tokenizer of 0.7 MB does not.
+    narrow = {"dim": 1, "hidden_dim": 2, "n_heads": 1} if first_to_fail == "model" else {}
     save_tiny(tmp_path / "model", **narrow)
-    flags = ["--model", "model", "--data", "builtin", "--output-dir", "run"]
-    run = finetune(*flags, **limited(tmp_path, "RLIMIT_FSIZE", size))
+    flags = ["--model", "model", "--data", "builtin", "--output-dir", "run", "--epochs", "1"]
+    run = finetune(*flags, **limited(tmp_path, "RLIMIT_FSIZE", 2**19))
     assert run.code == 1 and len(run.errors) == 1, run.err
-    assert "model could not be written" in run.errors[0] and "Traceback" not in run.err
+    assert f"{first_to_fail} could not be written" in run.errors[0] and "Traceback" not in run.err
     assert "File too large" in run.errors[0] or "os error 27" in run.errors[0]
-    assert sorted(f.name for f in (tmp_path / "run").iterdir()) == ["metrics.jsonl", "run.json"]
+    left = {file.name for file in (tmp_path / "run").iterdir()}
+    whole = {"checkpoint.pt"} if first_to_fail == "model" else set()
+    assert left == {"metrics.jsonl", "run.json"} | whole

@@ -7,17 +7,22 @@ can be killed hundreds of times. The parent has started no thread: forking would
 
 import contextlib
 import ctypes
+import functools
 import hashlib
+import itertools
 import json
+import math
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import safetensors.torch
 import torch
@@ -174,7 +179,184 @@ class Runs:
         check_whole(self.folder / name, set(self.expected["model"]))
 
 
+# ---- In a child, before it runs the program ----
+
+
+def signal_at(what: str, call: int, number: int) -> Callable[[], None]:
+    """Send `number` to the child itself at a call of something, counted from 1."""
+
+    def prepare() -> None:
+        left = itertools.count(1)
+
+        def and_signal(real: Callable, *arguments: object, **options: object) -> object:
+            if next(left) == call:
+                os.kill(os.getpid(), number)
+            return real(*arguments, **options)
+
+        if what == "a step":
+            finetune.training_step = functools.partial(and_signal, finetune.training_step)
+        elif what == "a batch of an evaluation":
+            evaluate, forward = finetune.evaluate, finetune.forward
+
+            def signal_in_forward(*arguments: object) -> object:
+                finetune.forward = functools.partial(and_signal, forward)
+                try:
+                    return evaluate(*arguments)
+                finally:
+                    finetune.forward = forward
+
+            finetune.evaluate = signal_in_forward
+        elif what == "a part of a checkpoint":
+            sha256 = hashlib.sha256
+            save = checkpoint.save
+
+            def save_with_signal(*arguments: object) -> None:
+                digest = sha256()
+                update = functools.partial(and_signal, digest.update)
+                hashlib.sha256 = lambda: SimpleNamespace(update=update, hexdigest=digest.hexdigest)
+                save(*arguments)
+                hashlib.sha256 = sha256
+
+            checkpoint.save = save_with_signal
+
+    return prepare
+
+
+def ruin_weights_at(call: int) -> Callable[[], None]:
+    """Make the weights not finite in a step, whose own loss is."""
+
+    def prepare() -> None:
+        left, real = itertools.count(1), finetune.training_step
+
+        def step_then_ruin(model: torch.nn.Module, *arguments: object) -> object:
+            found = real(model, *arguments)
+            if next(left) == call:
+                next(model.parameters()).data[0, 0] = math.nan
+            return found
+
+        finetune.training_step = step_then_ruin
+
+    return prepare
+
+
+def let_the_clock_jump() -> None:
+    choose = random.Random(0)
+    time.time = lambda: choose.uniform(0, 4e9)
+    time.strftime = lambda *_: str(choose.random())
+
+
+def count_checkpoints(log: Path) -> Callable[[], None]:
+    def prepare() -> None:
+        real = checkpoint.save
+
+        def save(path: Path, state: dict, *arguments: object) -> None:
+            real(path, state, *arguments)
+            with log.open("a") as lines:
+                lines.write(f"{state['step']}\n")
+
+        checkpoint.save = save
+
+    return prepare
+
+
 # ---- Scenarios ----
+
+
+def stops(folder: Path, flags: list[str], plans: dict[str, list]) -> dict:
+    """Stop a run at each [what, call, signal] of a plan, one after the other, then let it end."""
+    runs, found = Runs(folder, flags), {}
+    for number, (plan, moments) in enumerate(plans.items()):
+        codes, name = [], f"run{number}"
+        for what, call, signal_number in moments:
+            codes.append(runs.end(name, before=signal_at(what, call, signal_number)))
+            runs.check_whole(name)
+        found[plan] = {"codes": codes, "resumed from": runs.check(name)}
+    return found
+
+
+def ruin(folder: Path, flags: list[str]) -> dict:
+    """A step ruins the weights; what does the next checkpoint hold, and where does a run end?"""
+    runs = Runs(folder, flags)
+    code = runs.end("run", "--checkpoint-minutes", "0", before=ruin_weights_at(6))
+    said = (folder / "run.log").read_text()
+    kept = checkpoint.load(folder / "run" / "checkpoint.pt")["step"]
+    return {"code": code, "said": said, "kept": kept, "resumed from": runs.check("run")}
+
+
+def clock(folder: Path, flags: list[str]) -> dict:
+    """The steps at which checkpoints were written while the clock jumped about."""
+    runs, log = Runs(folder, flags), folder / "saves"
+
+    def prepare() -> None:
+        count_checkpoints(log)()
+        let_the_clock_jump()
+
+    code = runs.end("run", before=prepare)
+    assert outcome(folder / "run") == runs.expected
+    return {"code": code, "checkpoints": list(map(int, log.read_text().split()))}
+
+
+def second_signal(folder: Path, flags: list[str]) -> dict:
+    """SIGTERM comes twice while a step takes a minute."""
+    runs, log = Runs(folder, flags), folder / "run.log"
+
+    def make_slow() -> None:
+        real, left = finetune.training_step, itertools.count(1)
+
+        def slow(*arguments: object) -> object:
+            if next(left) == 6:
+                print("in the slow step", flush=True)
+                time.sleep(60)
+            return real(*arguments)
+
+        finetune.training_step = slow
+
+    pid = runs.start("run", "--checkpoint-minutes", "0", before=make_slow)
+    log.touch()
+    while "in the slow step" not in log.read_text():
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGTERM)
+    while "stopping after this step" not in log.read_text():
+        time.sleep(0.01)
+    sent = time.monotonic()
+    os.kill(pid, signal.SIGTERM)
+    code, seconds = end_of(pid), time.monotonic() - sent
+    runs.check_whole("run")
+    return {"code": code, "seconds": seconds, "resumed from": runs.check("run")}
+
+
+def damage(folder: Path, flags: list[str], count: int, seed: int) -> dict:
+    """Damage the checkpoint of a run at random, `count` times; what does the program say?"""
+    runs, choose = Runs(folder, flags), random.Random(seed)
+    assert runs.end("run", before=signal_at("a step", 6, signal.SIGTERM)) == 143
+    path, log = folder / "run" / "checkpoint.pt", folder / "run.log"
+    whole, said = path.read_bytes(), []
+    for number in range(count):
+        found = damaged(whole, choose, ("flip", "cut", "zero", "move", "add")[number % 5])
+        assert found != whole
+        path.write_bytes(found)
+        log.write_text("")
+        code = runs.end("run")
+        said.append((code, log.read_text()))
+        assert path.read_bytes() == found and not list((folder / "run").glob("*.partial"))
+    path.write_bytes(whole)
+    log.write_text("")
+    return {"said": said, "resumed from": runs.check("run")}
+
+
+def damaged(content: bytes, choose: random.Random, kind: str) -> bytes:
+    start = choose.choice([choose.randrange(len(content)), len(content) - choose.randint(1, 300)])
+    end = start + choose.randint(1, 5000)
+    if kind == "flip":
+        byte = content[start] ^ (1 << choose.randrange(8))
+        return content[:start] + bytes([byte]) + content[start + 1 :]
+    if kind == "cut":
+        return content[:start]
+    if kind == "zero" and content[start:end].strip(b"\0"):
+        return content[:start] + bytes(len(content[start:end])) + content[end:]
+    if kind == "move":
+        return content[start:] + content[:start]
+    return content + choose.randbytes(choose.randint(1, 500))
 
 
 def fuzz(folder: Path, flags: list[str], kills: int, seed: int) -> dict:
@@ -216,6 +398,45 @@ def each_operation(folder: Path, flags: list[str], part: int, parts: int) -> dic
         runs.check_whole(name)
         steps += runs.check(name)
     return {"operations": found, "kills": len(moments[part::parts]), "resumed from": steps}
+
+
+def full_disk(folder: Path, flags: list[str], moments: int, limit: str) -> dict:
+    """Fill the disk up at evenly spaced moments of a run, then make space, and let it end.
+
+    Args:
+        limit: "space" where `folder` is a disk of its own, small enough to be filled; "file size"
+            where it isn't, and no file may grow larger.
+    """
+    runs = Runs(folder, flags)
+    size = last_state(folder / "reference").stat().st_size
+    if limit == "space":  # Two checkpoints, a model and half of another, and what is small.
+        size = 2 * size + sum(path.stat().st_size for path in (folder / "reference").rglob("*"))
+    shutil.rmtree(folder / "reference"), last_state(folder / "reference").unlink()
+    errors, steps = [], []
+    for number in range(moments):
+        most, name = size * number // moments + 2000, f"run{number}"
+        log = folder / f"{name}.log"
+        if limit == "space":
+            log.write_bytes(b" " * 4096 + b"\n")  # Room for what it says.
+        filler = folder / "filler"
+
+        def limit_files(most: int = most) -> None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+        if limit == "space":
+            with filler.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(folder).free - most)
+        code = runs.end(name, before=(lambda: None) if limit == "space" else limit_files)
+        filler.unlink(missing_ok=True)
+        said = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
+        assert code in (0, 1) and len(said) == code, log.read_text()
+        errors += said
+        if (folder / name).exists():
+            runs.check_whole(name)
+            assert not [*(folder / name).glob("*.partial")], [*(folder / name).iterdir()]
+        steps += runs.check(name)
+    return {"errors": errors, "resumed from": steps}
 
 
 # ---- Tracing, by Linux's ptrace, as strace does ----

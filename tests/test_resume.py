@@ -1,0 +1,511 @@
+"""A run that is stopped, killed, starved of disk or damaged ends as if nothing had been."""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CSV, ROOT, drop_roots_power_over_files, save_tiny
+from hypothesis import given, settings, strategies
+
+import checkpoint
+import files
+import run_folder
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "0"}
+# Two epochs of eight steps, with dropout, and lines of metrics.jsonl that straddle a stop.
+FLAGS = ["--data", "builtin", "--epochs", "2", "--max-train-samples", "64", "--batch-size", "8"]
+FLAGS += ["--learning-rate", "1e-3", "--log-every", "3", "--micro-batch-size", "3"]
+SHORT = [*FLAGS[:2], "--epochs", "2", "--max-train-samples", "24", *FLAGS[6:10]]
+SHORTER = [*FLAGS[:2], "--epochs", "1", "--max-train-samples", "24", *FLAGS[6:10]]
+
+
+def warm(scenario: str, folder: Path, *before: str, **arguments: object) -> dict:
+    """What a scenario of warm.py has found; each of its runs has the bytes of an unstopped one."""
+    folder.mkdir(exist_ok=True)
+    arguments = json.dumps({"folder": str(folder)} | arguments)
+    done = subprocess.run(
+        [*before, sys.executable, str(ROOT / "tests" / "warm.py"), scenario, arguments],
+        env=os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return json.loads(done.stdout)
+
+
+def in_parallel(scenario: str, folder: Path, each: list[dict], **arguments: object) -> list[dict]:
+    """Two processes of a scenario at a time, the arguments of each in `each`."""
+    folders = [folder / f"part{number}" for number in range(len(each))]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        pairs = zip(folders, each, strict=True)
+        return list(pool.map(lambda pair: warm(scenario, pair[0], **pair[1], **arguments), pairs))
+
+
+STEP, EVALUATION, WRITING = "a step", "a batch of an evaluation", "a part of a checkpoint"
+TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
+PLANS = {
+    # What happens at which call, counted in each process anew.
+    "in the middle of an epoch": [[STEP, 5, TERM]],
+    "in the first step": [[STEP, 1, INT]],
+    "at the end of an epoch": [[STEP, 8, TERM]],
+    "in the last step": [[STEP, 16, TERM]],
+    # The first look has two batches, each evaluation 38, and a batch three micro-batches.
+    "in the middle of an evaluation": [[EVALUATION, 60, TERM]],
+    "in the middle of the last evaluation": [[EVALUATION, 170, INT]],
+    "killed in the middle of an epoch": [[STEP, 13, KILL]],
+    "killed in the middle of an evaluation": [[EVALUATION, 170, KILL]],
+    "told to stop while a checkpoint is written": [[WRITING, 40, TERM]],
+    "killed while a checkpoint is written": [[WRITING, 40, KILL]],
+    "killed while a second checkpoint is written": [[STEP, 10, TERM], [WRITING, 40, KILL]],
+    "often": [
+        *([STEP, 2, TERM], [STEP, 3, TERM], [EVALUATION, 30, INT], [WRITING, 9, TERM]),
+        *([STEP, 1, KILL], [STEP, 1, TERM], [STEP, 1, TERM], [WRITING, 3, KILL]),
+        *([STEP, 6, INT], [EVALUATION, 90, TERM]),
+    ],
+}
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_run_that_was_stopped_ends_with_the_same_bytes_as_one_that_was_not(tmp_path, tiny, keep):
+    flags = ["--model", str(tiny), *FLAGS, "--keep", keep, "--seed", str(2**64 - 1)]
+    found = warm("stops", tmp_path, flags=flags, plans=PLANS)
+    assert found.keys() == PLANS.keys()
+    for plan, moments in PLANS.items():
+        codes = {TERM: 143, INT: 130, KILL: -KILL}
+        assert found[plan]["codes"] == [codes[number] for *_, number in moments], plan
+    print({plan: stops["resumed from"] for plan, stops in found.items()})
+    steps = {plan: stops["resumed from"] for plan, stops in found.items() if plan != "often"}
+    # Told to stop, a run loses nothing; killed, what came after its last checkpoint.
+    assert list(steps.values()) == [[5], [1], [8], [16], [8], [16], [8], [8], [8], [0], [10, 10]]
+    assert found["often"]["resumed from"] == [2, 5, 8, 8, 8, 9, 10, 10, 16, 16]
+
+
+@pytest.mark.parametrize("kills", [20, pytest.param(240, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_bytes(tmp_path, tiny, kills):
+    flags = ["--model", str(tiny), *FLAGS]
+    halves = [{"seed": kills + part} for part in range(2)]
+    found = in_parallel("fuzz", tmp_path, halves, flags=flags, kills=kills // 2)
+    steps = [step for part in found for step in part["resumed from"]]
+    print(f"{sum(part['kills'] for part in found)} kills of {sum(p['runs'] for p in found)} runs;")
+    print(f"resumed from steps {steps}")
+    assert sum(part["kills"] for part in found) >= kills
+    assert len(set(steps) - {0}) >= 5
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers of Linux's calls on x86-64")
+@pytest.mark.parametrize("share", [16, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_at_any_operation_on_its_files_ends_the_same(tmp_path, tiny, share):
+    flags = ["--model", str(tiny), *(SHORT if share == 1 else SHORTER)]
+    parts = [{"part": part, "parts": 2 * share} for part in range(2)]
+    found = in_parallel("each_operation", tmp_path, parts, flags=flags)
+    operations = found[0]["operations"]
+    kinds = {f"{call} {name.removeprefix('model.partial/')}" for call, name in operations}
+    print(f"{len(operations)} operations, {sum(part['kills'] for part in found)} kills")
+    assert len(operations) > 150 and sum(part["kills"] for part in found) >= 300 / (2 * share)
+    assert kinds >= {
+        *("mkdir .", "open run.json.partial", "rename run.json.partial", "fsync ."),
+        *("write metrics.jsonl", "open checkpoint.pt.partial", "write checkpoint.pt.partial"),
+        *("fsync checkpoint.pt.partial", "rename checkpoint.pt.partial", "unlink checkpoint.pt"),
+        *("write config.json", "fsync model.safetensors", "fsync model.partial"),
+        *("rename model.partial", "unlink run.lock"),
+    }
+
+
+@pytest.mark.parametrize("limit", ["space", "file size"])
+@pytest.mark.parametrize("moments", [8, pytest.param(60, marks=pytest.mark.slow)])
+def test_a_run_whose_disk_was_full_goes_on_when_there_is_space(tmp_path, tiny, limit, moments):
+    before = []
+    if limit == "space":  # A disk of 80 MB that only this process sees.
+        mount = 'mount -t tmpfs -o size=80m none "$0" && exec "$@"'
+        before = ["unshare", "--mount", "--map-root-user", "sh", "-c", mount, str(tmp_path)]
+        if not shutil.which("unshare") or subprocess.run([*before, "true"]).returncode:
+            pytest.skip("no disk can be mounted here")
+    flags = ["--model", str(tiny), *SHORT]
+    found = warm("full_disk", tmp_path, *before, flags=flags, moments=moments, limit=limit)
+    print(found)
+    assert len(found["errors"]) >= moments // 4
+    for error in found["errors"]:
+        assert "could not be written" in error and "--resume" in error
+        said = ("No space left on device", "File too large", "os error 27", "os error 28")
+        assert any(reason in error for reason in said)
+    assert any("checkpoint.pt could not" in error for error in found["errors"])
+    if limit == "space":  # The second checkpoint has failed, then, and the first was whole.
+        assert 3 in found["resumed from"]
+
+
+@pytest.mark.parametrize("count", [15, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_damaged_checkpoint_is_refused_with_one_line_and_left_alone(tmp_path, tiny, count):
+    flags = ["--model", str(tiny), *FLAGS]
+    found = warm("damage", tmp_path, flags=flags, count=count, seed=0)
+    assert len(found["said"]) == count and found["resumed from"] == [6]
+    for code, said in found["said"]:
+        errors = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert code == 2 and len(errors) == 1 and "Traceback" not in said, said
+        assert "checkpoint.pt: " in errors[0] and "damaged" in errors[0], said
+
+
+def test_weights_that_a_step_has_ruined_never_replace_a_good_checkpoint(tmp_path, tiny):
+    found = warm("ruin", tmp_path, flags=["--model", str(tiny), *FLAGS])
+    assert found["code"] == 1 and "step 6: the weights are not finite" in found["said"]
+    assert found["kept"] == 5 and found["resumed from"] == [5]
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path, tiny):
+    found = warm("clock", tmp_path, flags=["--model", str(tiny), *FLAGS])
+    assert found == {"code": 0, "checkpoints": [8, 16]}
+
+
+def test_a_second_signal_stops_at_once_and_leaves_the_last_checkpoint(tmp_path, tiny):
+    found = warm("second_signal", tmp_path, flags=["--model", str(tiny), *FLAGS])
+    assert found["code"] == 143 and found["seconds"] < 5 and found["resumed from"] == [5]
+
+
+# ---- The real program ----
+
+
+LONG = ["--model", "tiny", "--data", "a.csv", "--epochs", "2000", "--learning-rate", "1e-3"]
+LONG += ["--output-dir", "run", "--resume"]
+
+
+@pytest.fixture(scope="session")
+def stopped_once(tmp_path_factory, tiny):
+    """A folder with data, a model, and a run and another that a signal has stopped."""
+    folder = tmp_path_factory.mktemp("stopped")
+    shutil.copytree(tiny, folder / "tiny")
+    (folder / "a.csv").write_text(CSV)
+    for flags in (LONG, [*LONG[:-2], "other", "--resume", "--seed", "1"]):
+        process = start(folder, *flags)
+        assert process.stdout.readline().startswith("epoch 0")
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 143 and "stopped by SIGTERM" in err
+        assert f"--output-dir {flags[9]} --resume" in err and "Traceback" not in err
+    return folder
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path) -> list[str]:
+    """The flags of a run in `tmp_path`/run, which a signal has stopped."""
+    shutil.copytree(stopped_once, tmp_path, dirs_exist_ok=True)
+    return LONG
+
+
+def start(folder: Path, *flags: object) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "finetune.py"), *map(str, flags)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=folder, text=True, **pipes)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def check_refused(run, folder: Path, before: dict[str, bytes], *messages: str) -> None:
+    assert run.code == 2 and len(run.errors) == len(messages), run.err
+    assert "Traceback" not in run.err and run.out == ""
+    for error, message in zip(run.errors, messages, strict=True):
+        assert message in error, run.err
+    assert contents(folder) == before
+
+
+def test_a_second_process_in_the_folder_of_a_run_is_refused_and_the_first_is_untouched(
+    finetune, tmp_path, stopped
+):
+    first = start(tmp_path, *stopped)
+    assert first.stdout.readline().startswith("epoch ")
+    began = time.monotonic()
+    second = finetune(*stopped)
+    assert time.monotonic() - began < 5
+    assert second.code == 2 and len(second.errors) == 1, second.err
+    assert "another process is writing this run" in second.errors[0]
+    assert first.poll() is None
+    first.kill()
+    first.communicate()
+    # A dead process holds nothing.
+    third = start(tmp_path, *stopped)
+    assert third.stdout.readline().startswith("epoch ")
+    third.send_signal(signal.SIGINT)
+    _, err = third.communicate(timeout=60)
+    assert third.returncode == 130 and "resumed from step " in err, err
+
+
+def test_of_two_processes_that_start_a_run_together_one_is_refused(tmp_path, tiny):
+    flags = ["--model", tiny, *SHORTER, "--output-dir", "run", "--resume"]
+    both = [start(tmp_path, *flags) for _ in range(2)]
+    said = [process.communicate(timeout=100)[1] for process in both]
+    codes = sorted(process.returncode for process in both)
+    # Or it came when the other was done.
+    assert codes in ([0, 2], [0, 0]), said
+    if codes == [0, 2]:
+        refused = said[[process.returncode for process in both].index(2)]
+        assert "another process" in refused and "Traceback" not in refused
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["result"]
+
+
+@pytest.mark.parametrize(
+    "change, messages",
+    [
+        (["--seed", 1, "--epochs", 3], ["--epochs 3: the run in", "--seed 1: the run in"]),
+        (["--model", "builtin"], ["--model builtin: the run in"]),
+        (["--data", "builtin"], ["--data builtin: the run in"]),
+        (["--max-train-samples", 7], ["--max-train-samples 7: the run in"]),
+        (["--max-length", 8], ["--max-length 8: the run in"]),
+        (["--precision", "bf16"], ["--precision bf16: the run in"]),
+        (["--freeze-embeddings"], ["--freeze-embeddings True: the run in"]),
+    ],
+    ids=str,
+)
+def test_each_setting_that_is_not_what_it_was_is_told_and_nothing_is_touched(
+    finetune, tmp_path, stopped, change, messages
+):
+    before = contents(tmp_path / "run")
+    check_refused(finetune(*stopped, *change), tmp_path / "run", before, *messages)
+
+
+def test_a_setting_that_was_given_and_now_is_not_is_told(finetune, tmp_path, stopped):
+    at = stopped.index("--learning-rate")
+    before = contents(tmp_path / "run")
+    flags = stopped[:at] + stopped[at + 2 :]
+    message = "--learning-rate None: the run in"
+    check_refused(finetune(*flags), tmp_path / "run", before, message)
+    # The other way round it is the same: what the run found by itself, and now is given.
+    assert (
+        finetune(*stopped, "--max-length", 64, "--text-column", "no")
+        .errors[0]
+        .startswith("error: --text-column no: the run in")
+    )
+
+
+def test_settings_that_change_rounding_or_nothing_may_be_others_and_are_recorded(
+    finetune, tmp_path, tiny
+):
+    flags = ["--model", tiny, *SHORTER, "--output-dir", "run", "--resume"]
+    changes = ["--micro-batch-size", "2", "--device", "cpu", "--log-every", "1"]
+    done = start(tmp_path, *flags)
+    while not (tmp_path / "run" / "run.json").exists():
+        time.sleep(0.01)
+    done.kill()
+    done.communicate()
+    run = finetune(*flags, *changes, "--checkpoint-minutes", "0")
+    assert run.code == 0 and "resumed from step 0" in run.err, run.err
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    (resumed,) = record["resumed"]
+    assert resumed["changed_settings"] == {
+        "micro_batch_size": 2,
+        "log_every": 1,
+        "checkpoint_minutes": 0.0,
+    }
+    assert record["settings"]["micro_batch_size"] is None
+    # And where it is complete the same command says so, at once.
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"left by a kill")
+    before = contents(tmp_path / "run")
+    began = time.monotonic()
+    again = finetune(*flags)
+    assert time.monotonic() - began < 2
+    assert again.code == 0 and again.out == "" and "is complete; kept: epoch 0" in again.err
+    assert before.pop("checkpoint.pt") and contents(tmp_path / "run") == before
+
+
+def change_data(folder: Path) -> None:
+    (folder / "a.csv").write_text(CSV.replace("a dull film", "a dim film", 1))
+
+
+def change_weights(folder: Path) -> None:
+    save_tiny(folder / "tiny", initializer_range=0.03)
+
+
+def change_config(folder: Path) -> None:
+    config = json.loads((folder / "tiny" / "config.json").read_text())
+    (folder / "tiny" / "config.json").write_text(json.dumps(config | {"dropout": 0.2}))
+
+
+def change_tokenizer(folder: Path) -> None:
+    path = folder / "tiny" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["normalizer"]["lowercase"] = False
+    path.write_text(json.dumps(tokenizer))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (change_data, "--data a.csv: it has changed"),
+        (change_weights, "--model tiny: it has changed"),
+        (change_config, "--model tiny: it has changed"),
+        (change_tokenizer, "--model tiny: it has changed"),
+    ],
+)
+def test_data_or_a_model_that_has_changed_since_is_refused(
+    finetune, tmp_path, stopped, change, message
+):
+    before = contents(tmp_path / "run")
+    change(tmp_path)
+    check_refused(finetune(*stopped), tmp_path / "run", before, message)
+
+
+def another_format(path: Path, others: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"checkpoint, format 1,", b"checkpoint, format 27,"))
+
+
+def of_another_run(path: Path, others: Path) -> None:
+    path.write_bytes(others.read_bytes())
+
+
+def of_another_model(path: Path, others: Path) -> None:
+    """One that is whole, and says that it is of this run."""
+    state, run = checkpoint.load(path), checkpoint.load(path)["run"]
+    model = torch.nn.Linear(2, 2)
+    state = {k: v for k, v in state.items() if k not in ("model", "optimizer")} | {"run": run}
+    checkpoint.save(path, state, model, torch.optim.AdamW(model.parameters()))
+
+
+def no_checkpoint(path: Path, others: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (another_format, "written in format 27, and this program reads 1"),
+        (of_another_run, "--seed 42: the run in"),
+        (of_another_model, "does not fit this model"),
+        (no_checkpoint, "cut short or damaged"),
+    ],
+)
+def test_a_checkpoint_that_is_not_this_runs_is_refused(
+    finetune, tmp_path, stopped, change, message
+):
+    change(tmp_path / "run" / "checkpoint.pt", tmp_path / "other" / "checkpoint.pt")
+    run = finetune(*stopped)
+    assert run.code == 2 and len(run.errors) == 1 and message in run.errors[0], run.err
+    assert "checkpoint.pt" in run.errors[0] and "Traceback" not in run.err
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="capabilities are Linux's")
+@pytest.mark.parametrize("closed", [".", "run.json", "checkpoint.pt"])
+def test_a_run_that_may_not_be_read_or_written_is_refused(tmp_path, stopped, closed):
+    (tmp_path / "run" / closed).chmod(0o555 if closed == "." else 0)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "finetune.py"), *stopped],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        preexec_fn=drop_roots_power_over_files,
+    )
+    (tmp_path / "run" / closed).chmod(0o755)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert (len(errors) == 1 and str(tmp_path / "run") in errors[0]) or "run/" in errors[0]
+    assert "permission" in errors[0].lower()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"settings": {}}', "[" * 100_000], ids=lambda text: text[:20]
+)
+def test_a_record_that_is_damaged_is_refused(finetune, tmp_path, content):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(content)
+    run = finetune("--data", "builtin", "--model", "builtin", "--output-dir", "run", "--resume")
+    assert run.code == 2 and len(run.errors) == 1 and "run.json cannot be read" in run.errors[0]
+
+
+def test_resuming_wants_the_folder_of_a_run_or_an_empty_one(finetune, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("years of work")
+    flags = ["--model", "builtin", "--data", "builtin", "--resume"]
+    run = finetune(*flags)
+    assert run.code == 2 and "--resume: name the folder of the run" in run.errors[0]
+    run = finetune(*flags, "--output-dir", "run")
+    assert run.code == 2 and "it holds files already, and no run.json" in run.errors[0]
+    assert contents(tmp_path / "run") == {"thesis.txt": b"years of work"}
+
+
+def test_without_resume_a_run_that_was_stopped_is_not_touched(finetune, tmp_path, stopped):
+    before = contents(tmp_path / "run")
+    run = finetune(*stopped[:-1])
+    check_refused(run, tmp_path / "run", before, "it holds a run already; go on with it by")
+
+
+# ---- Files ----
+
+
+@settings(max_examples=50, deadline=None)
+@given(old=strategies.binary(max_size=300), new=strategies.lists(strategies.binary(max_size=99)))
+def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path_factory, old, new):
+    path = tmp_path_factory.mktemp("files") / "a"
+    path.write_bytes(old)
+
+    def fail_at_the_end(file):
+        for part in new:
+            file.write(part)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(files.RunError, match="a could not be written \\(No space left"):
+        files.write_whole(path, fail_at_the_end)
+    assert contents(path.parent) == {"a": old}
+    files.write_whole(path, lambda file: [file.write(part) for part in new])
+    assert contents(path.parent) == {"a": b"".join(new)}
+
+
+def test_a_model_is_replaced_by_a_whole_one_or_not_at_all(tmp_path):
+    def fill(content: str, error: Exception | None = None):
+        def write(folder: Path) -> None:
+            (folder / "config.json").write_text(content)
+            if error:
+                raise error
+
+        return write
+
+    files.replace_folder(tmp_path / "model", fill("first"))
+    with pytest.raises(files.RunError):
+        files.replace_folder(tmp_path / "model", fill("second", OSError(28, "No space left")))
+    assert contents(tmp_path) == {"config.json": b"first"}
+    files.replace_folder(tmp_path / "model", fill("third"))
+    assert contents(tmp_path) == {"config.json": b"third"}
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_checkpoint_can_be_read_by_torch_alone_and_runs_no_code(tmp_path):
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, checkpoint.new_state({}) | {"step": 7}, model, optimizer)
+    for state in (torch.load(path, weights_only=True), checkpoint.load(path)):
+        assert state["step"] == 7 and torch.equal(state["model"]["weight"], model.weight)
+    # Whole and sealed, but with a pickle that names code: it is not run.
+    torch.save({"a": Evil(tmp_path / "ran")}, path)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_bytes(path.read_bytes() + checkpoint.SEAL.format(checkpoint.FORMAT, found).encode())
+    with pytest.raises(ValueError, match="what no checkpoint holds"):
+        checkpoint.load(path)
+    assert not (tmp_path / "ran").exists()
+
+
+class Evil:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_the_lock_of_a_run_lets_one_process_in(tmp_path):
+    with (
+        run_folder._lock(tmp_path),
+        pytest.raises(ValueError, match="another process"),
+        run_folder._lock(tmp_path),
+    ):
+        pass
+    assert contents(tmp_path) == {}

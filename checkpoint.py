@@ -17,6 +17,7 @@ from console import InputError, RunError, one_line
 FORMAT = 1  # Another one whenever what the state holds, or how it is meant, changes.
 # Stands behind what torch.save has written, where torch.load does not look.
 SEAL = "\nfinetune.py checkpoint, format {}, SHA-256 {}\n"
+TENSORS = {"model", "optimizer"}
 REMEDY = "put back a copy of it, or remove it to start the run again from step 0"
 
 
@@ -95,17 +96,19 @@ def load(path: Path) -> dict:
                 raise InputError(f"{path}: damaged (its SHA-256 is another); {REMEDY}")
             file.seek(0)
             # Tensors, numbers and words alone: no code that a pickle may name is run.
-            return torch.load(file, map_location="cpu", weights_only=True)
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path}: has what no checkpoint holds ({one_line(error)[:99]})"
-        ) from error
+        found = one_line(error)[:99]
+        raise InputError(f"{path}: has what no checkpoint holds ({found})") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if not isinstance(state, dict) or state.keys() != new_state({}).keys() | TENSORS:
+        raise InputError(f"{path}: lacks what a checkpoint holds; {REMEDY}")
+    return state
 
 
-def put_back(state: dict, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Move the tensors of a loaded `state`, where it is one, into model and optimizer.
+def put_back(path: Path, state: dict, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Move the tensors of `state` into model and optimizer, where it was loaded from `path`.
 
     Raises:
         InputError: they are not those of this model and this optimizer.
@@ -117,5 +120,5 @@ def put_back(state: dict, model: nn.Module, optimizer: torch.optim.Optimizer) ->
         optimizer.load_state_dict(state.pop("optimizer"))
     except (RuntimeError, ValueError, KeyError) as error:
         raise InputError(
-            f"checkpoint.pt: does not fit this model ({one_line(error)[:200]}); {REMEDY}"
+            f"{path}: does not fit this model ({one_line(error)[:200]}); {REMEDY}"
         ) from error

@@ -20,8 +20,9 @@ from pathlib import Path
 import files
 import hub
 import model_files
+import record as records
 import run_folder
-from console import InputError, RunError, Stopped, progress, raise_if_told_to_stop, result, say
+from console import InputError, RunError, progress, result, say
 from settings import Settings, read_settings
 
 # ---- Settings: each constant is also a flag (`BATCH_SIZE` is `--batch-size`). ----
@@ -239,7 +240,7 @@ def evaluate(
                 loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
                 sentences += len(labels)
             bar.update()
-            raise_if_told_to_stop()
+            console.raise_if_told_to_stop()
     return metric.compute(), loss_sum / sentences
 
 
@@ -289,7 +290,7 @@ def fit(
             models.save_model(model, tokenizer, folder / run_folder.MODEL)
 
     optimizer = make_optimizer(model, settings)
-    checkpoint.put_back(state, model, optimizer)
+    checkpoint.put_back(folder / run_folder.CHECKPOINT, state, model, optimizer)
     lengths = tokens["train"].lengths
     steps_per_epoch = math.ceil(len(lengths) / settings.batch_size)
     steps, sentences = settings.epochs * steps_per_epoch, settings.epochs * len(lengths)
@@ -315,7 +316,7 @@ def fit(
                     bar.update(state["sentences"] - bar.n)
                     if time.monotonic() - saved_at >= 60 * settings.checkpoint_minutes:
                         save()
-                    raise_if_told_to_stop()
+                    console.raise_if_told_to_stop()
                 metrics, loss = score(model, "validation")
                 if not math.isfinite(loss):
                     raise RunError(
@@ -331,8 +332,8 @@ def fit(
                 state["epoch"] = epoch + 1
                 save()
                 keep()
-                raise_if_told_to_stop()
-        except Stopped:
+                console.raise_if_told_to_stop()
+        except console.Stopped:
             save()
             say(f"to go on from step {state['step']}: --output-dir {folder} --resume")
             raise
@@ -376,16 +377,9 @@ def main(settings: Settings, hub_problem: str | None) -> None:
     settings.max_length = length
     if size := settings.max_train_samples:
         text.splits["train"] = data.subset(text.splits["train"], size, settings.seed)
-    sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in text.splits.items())
-    columns = ", ".join([*text.text_columns, text.label_column])
-    classes = f"{len(labels)} classes" + (f" ({', '.join(labels)})" if len(labels) <= 10 else "")
-    steps = math.ceil(len(text.splits["train"]) / settings.batch_size)
-    say(f"{settings.model} on {settings.data} (columns {columns}): {sizes}; {classes}")
-    say(
-        f"{settings.epochs} epochs of {steps:,} steps, learning rate {settings.learning_rate:g}, "
-        f"{settings.device}, {settings.precision}"
-    )
-    record = run_folder.describe(settings, replaced, text, Path(model.name_or_path))
+    record = records.describe(settings, replaced, text, Path(model.name_or_path))
+    for line in records.summary(record):
+        say(line)
     with run_folder.claim(settings, record) as (folder, record, state):
         say(f"writing to {folder}")
         tokens = {
@@ -399,7 +393,7 @@ def main(settings: Settings, hub_problem: str | None) -> None:
         seconds = state["seconds"] + time.monotonic() - started
         record["result"] = kept | {"seconds": round(seconds, 1)}
         run_folder.finish(folder, record, state["history"])
-    say(run_folder.result_line(folder, record["result"]))
+    say(records.result_line(folder, record["result"]))
     if record["replaced"]:
         say(hub.stand_in_line(record["replaced"]))
 

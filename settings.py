@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import model_files
+import record
 import run_folder
 import tables
 from console import InputError, gather
@@ -113,7 +114,7 @@ def read_settings(
             problems.append(f"{shown}: {error}; it must be {wanted}")
         else:
             setattr(settings, name.lower(), value)
-    settings.automatic = [k for k, v in vars(settings).items() if v in run_folder.AUTOMATIC]
+    settings.automatic = [k for k, v in vars(settings).items() if v in record.AUTOMATIC]
     with gather(problems):
         run_folder.check(settings)
     if problems:

@@ -158,6 +158,48 @@ def test_where_the_hub_is_out_of_reach_builtin_stands_in_within_20_seconds(
     assert run_record(tmp_path)["replaced"] == {"model": MODEL, "data": "sst2"}
 
 
+def test_a_run_that_a_stand_in_began_goes_on_with_it_where_the_hub_is_back(
+    finetune, tmp_path, repositories
+):
+    flags = ["--epochs", "500", "--max-train-samples", "64", "--output-dir", "run", "--resume"]
+    with hub(repositories, mode=503) as server:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "finetune.py"), *flags],
+            cwd=tmp_path,
+            env=os.environ | environment(server, tmp_path / "h"),
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout.readline().startswith("epoch 0")
+        process.terminate()
+        process.communicate(timeout=60)
+    with hub(repositories) as server:
+        other = subprocess.Popen(
+            [sys.executable, str(ROOT / "finetune.py"), *flags],
+            cwd=tmp_path,
+            env=os.environ | environment(server, tmp_path / "h"),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert other.stdout.readline().startswith("epoch 1")
+        other.terminate()
+        _, err = other.communicate(timeout=60)
+        assert other.returncode == 143 and "resumed from step " in err and "stands in" in err
+        assert not [path for path in server.asked if "resolve" in path]
+        # And one that the Hub's model began does not go on with a stand-in.
+        began = [*flags[:5], "other", "--resume"]
+        first = finetune(*began[:1], "1", *began[2:], **environment(server, tmp_path / "h"))
+        assert first.code == 0, first.err
+    record = json.loads((tmp_path / "other" / "run.json").read_text())
+    (tmp_path / "other" / "run.json").write_text(json.dumps(record | {"result": None}))
+    with hub({}, mode=503) as server:
+        run = finetune(*began[:1], "1", *began[2:], **environment(server, tmp_path / "empty"))
+    assert run.code == 2 and "stands in" not in run.err, run.err
+    assert "the Hub cannot be reached, and the cache does not hold it" in run.errors[-1]
+
+
 def check_error(run, tmp_path: Path, message: str) -> None:
     assert run.code == 2, run.err
     assert len(run.errors) == 1 and message in run.errors[0], run.err

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CSV, ROOT, drop_roots_power_over_files, save_tiny
+from conftest import CSV, ROOT, block, drop_roots_power_over_files, save_tiny
 from hypothesis import given, settings, strategies
 
 import checkpoint
@@ -430,6 +430,15 @@ def test_resuming_wants_the_folder_of_a_run_or_an_empty_one(finetune, tmp_path):
     assert contents(tmp_path / "run") == {"thesis.txt": b"years of work"}
 
 
+def test_the_readmes_command_starts_a_run_and_says_when_it_is_complete(finetune, tmp_path):
+    _, script, *flags = block("resume").split()
+    assert script == "finetune.py" and "--resume" in flags
+    for said in ("kept: epoch", "this run is complete; kept: epoch"):
+        run = finetune(*flags, "--max-train-samples", 64)
+        assert run.code == 0 and said in run.err, run.err
+    assert (tmp_path / "runs" / "first" / "model" / "model.safetensors").exists()
+
+
 def test_without_resume_a_run_that_was_stopped_is_not_touched(finetune, tmp_path, stopped):
     before = contents(tmp_path / "run")
     run = finetune(*stopped[:-1])
@@ -489,6 +498,11 @@ def test_a_checkpoint_can_be_read_by_torch_alone_and_runs_no_code(tmp_path):
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     path.write_bytes(path.read_bytes() + checkpoint.SEAL.format(checkpoint.FORMAT, found).encode())
     with pytest.raises(ValueError, match="what no checkpoint holds"):
+        checkpoint.load(path)
+    torch.save({"a": 1}, path)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_bytes(path.read_bytes() + checkpoint.SEAL.format(checkpoint.FORMAT, found).encode())
+    with pytest.raises(ValueError, match="lacks what a checkpoint holds"):
         checkpoint.load(path)
     assert not (tmp_path / "ran").exists()
 

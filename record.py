@@ -1,0 +1,159 @@
+"""What run.json says of a run: enough to repeat it, to see that it was, and to go on with it."""
+
+import datetime
+import importlib.metadata
+import json
+import math
+import platform
+from pathlib import Path
+from types import SimpleNamespace
+
+import hub
+import model_files
+from console import InputError, say
+
+NAME = "run.json"
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "evaluate", "numpy", "safetensors")
+AUTOMATIC = (None, "auto")  # The values of a setting that the run finds out.
+# These change nothing in what a run comes to, or how sums are rounded (and, with dropout, which
+# random numbers a device draws); a run goes on with others.
+MAY_DIFFER = {
+    *("device", "micro_batch_size", "compile", "log_every", "checkpoint_minutes"),
+    *("output_dir", "resume"),
+}
+NEEDED = {"settings", "automatic", "replaced", "fingerprints", "versions", "resumed", "result"}
+
+
+def describe(settings: SimpleNamespace, replaced: dict, text, model: Path) -> dict:
+    """What run.json says at the start: enough to repeat the run, and to see that it was.
+
+    Args:
+        text: data.LabelledText.
+        model: the folder of the checkpoint that is fine-tuned.
+    """
+    import torch
+
+    on_gpu = settings.device == "cuda"
+    return {
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "settings": _of_run(settings),
+        "automatic": settings.automatic,
+        "replaced": replaced,
+        "labels": text.labels,
+        "sentences": {split: len(rows) for split, rows in text.splits.items()},
+        "fingerprints": {
+            "data": {split: rows._fingerprint for split, rows in text.splits.items()},
+            "model": model_files.fingerprint(model),
+        },
+        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or "cpu",
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "resumed": [],
+        "result": None,
+    }
+
+
+def read(folder: Path) -> dict | None:
+    """The run.json in `folder`; None where there is none.
+
+    Raises:
+        InputError: it can't be read, or is none of a run.
+    """
+    try:
+        record = json.loads((folder / NAME).read_text("utf-8"))
+        if not isinstance(record, dict) or not record.keys() >= NEEDED:
+            raise ValueError
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or "this program has not written it so"
+        raise InputError(f"--output-dir {folder}: {NAME} cannot be read ({reason})") from error
+    return record
+
+
+def summary(record: dict) -> list[str]:
+    """What is trained on what, in two lines."""
+    settings, labels = record["settings"], record["labels"]
+    columns = ", ".join([*settings["text_column"], settings["label_column"]])
+    sizes = ", ".join(f"{size:,} {split}" for split, size in record["sentences"].items())
+    classes = f"{len(labels)} classes" + (f" ({', '.join(labels)})" if len(labels) <= 10 else "")
+    steps = math.ceil(record["sentences"]["train"] / settings["batch_size"])
+    return [
+        f"{settings['model']} on {settings['data']} (columns {columns}): {sizes}; {classes}",
+        f"{settings['epochs']} epochs of {steps:,} steps, learning rate "
+        f"{settings['learning_rate']:g}, {settings['device']}, {settings['precision']}",
+    ]
+
+
+def result_line(folder: Path | str, result: dict) -> str:
+    """The result of a run, in one line."""
+    accuracy = f"{result['accuracy']:.4f}"
+    return f"kept: epoch {result['epoch']}, accuracy {accuracy}, in {Path(folder) / 'model'}"
+
+
+def refuse_changes(
+    settings: SimpleNamespace, record: dict, folder: Path, early: bool = False
+) -> None:
+    """Raise an InputError with a line for each setting that is not what it was.
+
+    Args:
+        early: nothing has been loaded, and what follows from that is still None or auto.
+    """
+    problems = []
+    for name, value in _of_run(settings).items():
+        was = record["settings"].get(name)
+        later = early and name in record["automatic"] and value in AUTOMATIC
+        if name not in MAY_DIFFER and value != was and not later:
+            flag = "--" + name.replace("_", "-")
+            problems.append(
+                f"{flag} {_shown(value)}: the run in {folder} was started with {_shown(was)}; go "
+                "on with that, or start another with a new --output-dir"
+            )
+    if problems:
+        raise InputError(*problems)
+
+
+def _of_run(settings: SimpleNamespace) -> dict:
+    return {k: v for k, v in vars(settings).items() if k not in ("given", "automatic")}
+
+
+def _shown(value: object) -> str:
+    return " ".join(value) if isinstance(value, list) else str(value)
+
+
+def refuse_other_inputs(settings: SimpleNamespace, was: dict, now: dict, where: Path) -> None:
+    """Raise an InputError with a line for data or model that is not what it was."""
+    problems = []
+    for part, name in (("data", settings.data), ("model", settings.model)):
+        if was["fingerprints"][part] != now["fingerprints"][part]:
+            problems.append(
+                f"--{part} {name}: it has changed since the run in {where} was started; put it "
+                "back, or start another with a new --output-dir"
+            )
+    if problems:
+        raise InputError(*problems)
+
+
+def resumed(found: dict, now: dict, step: int) -> dict:
+    """The record `found` of a run that goes on, with a note of how; and that is said, too.
+
+    Args:
+        now: what `describe` says of the run now.
+    """
+    say(f"resumed from step {step}")
+    if found["replaced"]:
+        say(hub.stand_in_line(found["replaced"]))
+    for package, version in now["versions"].items():
+        if found["versions"].get(package) != version:
+            say(
+                f"NOTE: {package} is {version}, and was {found['versions'].get(package)} when the "
+                "run was started; numbers may differ by rounding, or more"
+            )
+    changed = {
+        name: value
+        for name, value in now["settings"].items()
+        if name != "resume" and value != found["settings"].get(name)
+    }
+    note = {"step": step, "started": now["started"], "device": now["device"]}
+    note |= {"versions": now["versions"], "changed_settings": changed}
+    return found | {"resumed": [*found["resumed"], note]}

@@ -197,7 +197,7 @@ def test_a_run_that_a_stand_in_began_goes_on_with_it_where_the_hub_is_back(
     with hub({}, mode=503) as server:
         run = finetune(*began[:1], "1", *began[2:], **environment(server, tmp_path / "empty"))
     assert run.code == 2 and "stands in" not in run.err, run.err
-    assert "the Hub cannot be reached, and the cache does not hold it" in run.errors[-1]
+    assert "--data sst2: cannot be fetched" in run.errors[0]
 
 
 def check_error(run, tmp_path: Path, message: str) -> None:

@@ -37,7 +37,7 @@ def make_input(folder: Path) -> Path | str:
         return SST2
     counts = json.loads((HERE / "sst2_lengths.json").read_text())
     random = np.random.default_rng(0)
-    words = [word for word in tokenizer.get_vocab() if word.isalpha() and word.isascii()]
+    words = np.array([word for word in tokenizer.get_vocab() if word.isalpha() and word.isascii()])
     for name, size in (("train", None), ("dev", 872)):
         lengths = random.permutation(np.repeat(np.arange(len(counts)), counts))[:size]
         rows = [f"{i % 2},{' '.join(random.choice(words, n - 2))}" for i, n in enumerate(lengths)]

@@ -18,13 +18,17 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import checkpoints
 import measure
 import profile_step
 import speed
 import work
 from contenders import CONTENDERS
 
+import checkpoint
 import faster
+import model as models
+import run_folder
 
 TINY = DistilBertConfig(dim=32, hidden_dim=64, n_layers=2, n_heads=2)
 
@@ -130,6 +134,25 @@ def test_the_tables_in_the_readmes_are_made_of_the_recorded_rounds():
     for line in tables["speed"][1 : tables["speed"].index("")]:
         name, rest = line.split("(")[0].split(), line.split(")")[1].split()
         assert [*name, rest[2], rest[4]] in short  # Contender, batch, sentences/s, share, memory.
+    record = json.loads((ROOT / "benchmarks" / "results" / "checkpoints.json").read_text())
+    assert checkpoints.table(record["found"]).splitlines() == record["table"]
+    for text in (page, (ROOT / "README.md").read_text()):
+        assert "\n".join(record["table"]) in text
+
+
+def test_the_benchmark_of_checkpoints_times_each_write_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checkpoints, "new_model", lambda: DistilBertForSequenceClassification(TINY))
+    monkeypatch.setattr(checkpoints, "SST2", tmp_path)
+    for module, name in ((checkpoint, "save"), (models, "save_model"), (run_folder, "finish")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # Put back afterwards.
+    found = checkpoints.measure(quick=True)
+    sizes = {part: [write["mb"] for write in found["writes"][part]] for part in checkpoints.PARTS}
+    assert len(sizes["checkpoint"]) >= 1 and len(sizes["kept model"]) == 1
+    weights = sum(p.numel() for p in DistilBertForSequenceClassification(TINY).parameters())
+    assert sizes["checkpoint"][0] == pytest.approx(3 * 4 * weights / 1e6, rel=0.05)
+    assert 0 < found["read_seconds"] < found["seconds"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_profile_of_a_step_has_the_parts_that_it_names(rows, monkeypatch):

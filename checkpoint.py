@@ -25,14 +25,15 @@ def new_state(run: dict) -> dict:
     """What the training loop works on, and `save` writes beside the tensors: that of a new run.
 
     Args:
-        run: the settings and fingerprints in its run.json, by which a checkpoint is known.
+        run: what its run.json says of when, how and on what it was started; a checkpoint is known
+            by it.
     """
     return {
         "run": run,
         "epoch": 0,  # Epochs that are over, with their evaluation.
         "step": 0,  # Steps that are over, and sentences in them, of all epochs.
         "sentences": 0,
-        "seconds": 0.0,  # Of all work on this run before.
+        "seconds": 0.0,  # Of all the work that has led here.
         "window": [],  # Loss and gradient norm of each step since the last logged one.
         "unread": [],  # The last of them, still on the device.
         "history": [],  # The lines of metrics.jsonl.
@@ -45,7 +46,7 @@ def save(path: Path, state: dict, model: nn.Module, optimizer: torch.optim.Optim
 
     Raises:
         RunError: it could not be written, or the weights are not finite; what was there before is
-            untouched.
+            whole.
     """
     # A step can ruin weights of which only the loss of the next one would tell.
     if not nn.utils.get_total_norm(model.parameters()).isfinite():
@@ -55,7 +56,7 @@ def save(path: Path, state: dict, model: nn.Module, optimizer: torch.optim.Optim
     state = state | {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
 
     def fill(file: BinaryIO) -> None:
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(str(FORMAT).encode())
 
         def write(part: bytes) -> int:
             digest.update(part)
@@ -67,11 +68,13 @@ def save(path: Path, state: dict, model: nn.Module, optimizer: torch.optim.Optim
     files.write_whole(path, fill)
 
 
-def load(path: Path) -> dict:
+def load(path: Path, run: dict | None = None) -> dict:
     """The state that `save` wrote as `path`, with `model` and `optimizer` in it, on the CPU.
 
+    Args:
+        run: that of `new_state`, which it must have been; None: any.
     Raises:
-        InputError: it is not whole, of another format, or can't be read.
+        InputError: it is not whole, of another format or another run, or can't be read.
     """
     try:
         with path.open("rb") as file:
@@ -82,18 +85,18 @@ def load(path: Path) -> dict:
             )
             if not seal:
                 raise InputError(f"{path}: cut short or damaged; {REMEDY}")
-            if int(seal[1]) != FORMAT:
-                raise InputError(
-                    f"{path}: written in format {seal[1]}, and this program reads {FORMAT}; go on "
-                    "with the program that wrote it"
-                )
-            digest, rest = hashlib.sha256(), size - len(seal[0])
+            digest, rest = hashlib.sha256(seal[1].encode()), size - len(seal[0])
             file.seek(0)
             while rest and (part := file.read(min(rest, 2**20))):
                 digest.update(part)
                 rest -= len(part)
             if digest.hexdigest() != seal[2]:
                 raise InputError(f"{path}: damaged (its SHA-256 is another); {REMEDY}")
+            if int(seal[1]) != FORMAT:
+                raise InputError(
+                    f"{path}: written in format {seal[1]}, and this program reads {FORMAT}; go on "
+                    "with the program that wrote it"
+                )
             file.seek(0)
             # Tensors, numbers and words alone: no code that a pickle may name is run.
             state = torch.load(file, map_location="cpu", weights_only=True)
@@ -104,6 +107,8 @@ def load(path: Path) -> dict:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     if not isinstance(state, dict) or state.keys() != new_state({}).keys() | TENSORS:
         raise InputError(f"{path}: lacks what a checkpoint holds; {REMEDY}")
+    if run is not None and state["run"] != run:
+        raise InputError(f"{path}: of another run than its folder; {REMEDY}")
     return state
 
 
@@ -111,7 +116,7 @@ def put_back(path: Path, state: dict, model: nn.Module, optimizer: torch.optim.O
     """Move the tensors of `state` into model and optimizer, where it was loaded from `path`.
 
     Raises:
-        InputError: they are not those of this model and this optimizer.
+        RunError: they are not those of this model and this optimizer.
     """
     if "model" not in state:
         return
@@ -119,6 +124,6 @@ def put_back(path: Path, state: dict, model: nn.Module, optimizer: torch.optim.O
         model.load_state_dict(state.pop("model"))
         optimizer.load_state_dict(state.pop("optimizer"))
     except (RuntimeError, ValueError, KeyError) as error:
-        raise InputError(
+        raise RunError(
             f"{path}: does not fit this model ({one_line(error)[:200]}); {REMEDY}"
         ) from error

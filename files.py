@@ -21,7 +21,7 @@ def write_whole(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """Put in place of the file `path` what `fill` writes: aside, flushed to disk, then renamed.
 
     Raises:
-        RunError: it could not be written; what was there before is untouched.
+        RunError: it could not be written; what was there before is whole, or else this is there.
     """
     aside = path.with_name(path.name + PARTIAL)
     with told(path):
@@ -43,7 +43,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     No system swaps two folders: for an instant there is none, never half of one.
 
     Raises:
-        RunError: it could not be written; what was there before is untouched.
+        RunError: it could not be written; what was there before is whole, or else this is there.
     """
     aside, old = (folder.with_name(folder.name + ending) for ending in (PARTIAL, OLD))
     with told(folder):

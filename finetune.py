@@ -70,7 +70,7 @@ PRECISION = "auto"
 COMPILE = False
 # Steps between two lines of metrics.jsonl; each makes the device wait.
 LOG_EVERY = 20
-# The most minutes of work that are lost where the machine vanishes.
+# The most minutes of training that are lost where the machine vanishes.
 CHECKPOINT_MINUTES = 10
 # Where the run is written; None: a new folder runs/<date>-<time>.
 OUTPUT_DIR = None
@@ -176,7 +176,7 @@ def train_epoch(
         RunError: the loss or the gradient of a step was not finite.
     """
     model.train()
-    sentences, started = 0, time.monotonic()
+    sentences, started = state["sentences"], time.monotonic()
     for micro_batches in loader:
         step = state["step"]
         for group in optimizer.param_groups:
@@ -185,10 +185,10 @@ def train_epoch(
         torch.manual_seed(int(data.generator(settings.seed, "dropout", step).integers(2**63)))
         loss_and_norm = training_step(model, optimizer, micro_batches, settings)
         state["unread"].append(torch.stack(loss_and_norm))
-        size = sum(len(batch["labels"]) for batch in micro_batches)
-        state["step"], state["sentences"] = step + 1, state["sentences"] + size
-        sentences, line = sentences + size, None
-        if (step + 1) % settings.log_every == 0 or (step + 1) % (steps // settings.epochs) == 0:
+        state["step"] += 1
+        state["sentences"] += sum(len(batch["labels"]) for batch in micro_batches)
+        ends_epoch, line = (step + 1) % (steps // settings.epochs) == 0, None
+        if (step + 1) % settings.log_every == 0 or ends_epoch:
             read_window(state, steps, settings)
             losses, norms = zip(*state["window"], strict=True)
             line = {
@@ -197,9 +197,11 @@ def train_epoch(
                 "loss": sum(losses) / len(losses),
                 "learning_rate": learning_rate_at(step, steps, settings),
                 "grad_norm": norms[-1],
-                "samples_per_second": round(sentences / (time.monotonic() - started), 1),
+                "samples_per_second": round(
+                    (state["sentences"] - sentences) / (time.monotonic() - started), 1
+                ),
             }
-            state["window"], sentences, started = [], 0, time.monotonic()
+            state["window"], sentences, started = [], state["sentences"], time.monotonic()
         yield line
 
 
@@ -303,8 +305,11 @@ def fit(
         progress(sentences, "sentences", "training", state["sentences"]) as bar,
     ):
         try:
-            keep()  # Again, where the run was killed between the checkpoint that says so and this.
-            while state["epoch"] < settings.epochs:
+            while True:
+                keep()  # At the start too, as a kill can come between a checkpoint and this.
+                console.raise_if_told_to_stop()
+                if state["epoch"] == settings.epochs:
+                    break
                 epoch = state["epoch"]
                 batches = data.epoch_batches(lengths, settings.batch_size, settings.seed, epoch)
                 # A run that goes on does not even read what it has trained on.
@@ -325,18 +330,17 @@ def fit(
                     )
                 scores = {"eval_loss": loss, "eval_accuracy": metrics["accuracy"]}
                 log({"epoch": epoch, "step": state["step"]} | scores)
-                result(f"epoch {epoch}: {metrics}")
+                result(f"epoch {epoch}: {metrics}")  # A kill from here on repeats it, not loses it.
                 best = state["kept"].get("accuracy", -math.inf)
                 if settings.keep == "last" or metrics["accuracy"] > best:
                     state["kept"] = {"epoch": epoch, **metrics, "loss": loss}
                 state["epoch"] = epoch + 1
                 save()
-                keep()
-                console.raise_if_told_to_stop()
         except console.Stopped:
             save()
             say(f"to go on from step {state['step']}: --output-dir {folder} --resume")
             raise
+    state["seconds"] += time.monotonic() - started
     kept = dict(state["kept"])
     if "test" in tokens:  # Once, with the kept model as it was written.
         labels = list(model.config.id2label.values())
@@ -389,9 +393,9 @@ def main(settings: Settings, hub_problem: str | None) -> None:
         if settings.freeze_embeddings:
             model.get_input_embeddings().requires_grad_(False)
         faster.prepare(model, settings)
+        state["seconds"] += time.monotonic() - started
         kept = fit(model, tokenizer, tokens, settings, folder, state)
-        seconds = state["seconds"] + time.monotonic() - started
-        record["result"] = kept | {"seconds": round(seconds, 1)}
+        record["result"] = kept | {"seconds": round(state["seconds"], 1)}
         run_folder.finish(folder, record, state["history"])
     say(records.result_line(folder, record["result"]))
     if record["replaced"]:

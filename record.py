@@ -1,6 +1,7 @@
 """What run.json says of a run: enough to repeat it, to see that it was, and to go on with it."""
 
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -21,7 +22,8 @@ MAY_DIFFER = {
     *("device", "micro_batch_size", "compile", "log_every", "checkpoint_minutes"),
     *("output_dir", "resume"),
 }
-NEEDED = {"settings", "automatic", "replaced", "fingerprints", "versions", "resumed", "result"}
+NEEDED = {"settings": dict, "automatic": list, "replaced": dict, "fingerprints": dict}
+NEEDED |= {"versions": dict, "resumed": list, "result": dict | None}
 
 
 def describe(settings: SimpleNamespace, replaced: dict, text, model: Path) -> dict:
@@ -34,6 +36,7 @@ def describe(settings: SimpleNamespace, replaced: dict, text, model: Path) -> di
     import torch
 
     on_gpu = settings.device == "cuda"
+    device = torch.cuda.get_device_name() if on_gpu else platform.processor() or "cpu"
     return {
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "settings": _of_run(settings),
@@ -42,15 +45,27 @@ def describe(settings: SimpleNamespace, replaced: dict, text, model: Path) -> di
         "labels": text.labels,
         "sentences": {split: len(rows) for split, rows in text.splits.items()},
         "fingerprints": {
-            "data": {split: rows._fingerprint for split, rows in text.splits.items()},
+            "data": {split: _fingerprint(rows) for split, rows in text.splits.items()},
             "model": model_files.fingerprint(model),
         },
-        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or "cpu",
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
         "resumed": [],
         "result": None,
     }
+
+
+def _fingerprint(rows) -> str:
+    """SHA-256 over what is trained on, wherever it came from, and by whatever version."""
+    digest = hashlib.sha256()
+    columns = rows.select_columns(["text", "text_pair", "label"]).with_format("arrow")
+    for table in columns.iter(batch_size=10_000):
+        for batch in table.combine_chunks().to_batches():
+            digest.update(batch.serialize())
+    return digest.hexdigest()
 
 
 def read(folder: Path) -> dict | None:
@@ -61,13 +76,19 @@ def read(folder: Path) -> dict | None:
     """
     try:
         record = json.loads((folder / NAME).read_text("utf-8"))
-        if not isinstance(record, dict) or not record.keys() >= NEEDED:
-            raise ValueError
+        for name, kind in NEEDED.items():
+            if not isinstance(record[name], kind):
+                raise ValueError(name)
+        if record["result"] and not record["result"].keys() >= {"epoch", "accuracy"}:
+            raise ValueError("result")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or "this program has not written it so"
-        raise InputError(f"--output-dir {folder}: {NAME} cannot be read ({reason})") from error
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or "not as this program writes it"
+        raise InputError(
+            f"--output-dir {folder}: {NAME} cannot be read ({reason}); put back a copy of it, or "
+            "name a new folder"
+        ) from error
     return record
 
 
@@ -121,14 +142,14 @@ def _shown(value: object) -> str:
     return " ".join(value) if isinstance(value, list) else str(value)
 
 
-def refuse_other_inputs(settings: SimpleNamespace, was: dict, now: dict, where: Path) -> None:
+def refuse_other_inputs(settings: SimpleNamespace, was: dict, now: dict, folder: Path) -> None:
     """Raise an InputError with a line for data or model that is not what it was."""
     problems = []
     for part, name in (("data", settings.data), ("model", settings.model)):
-        if was["fingerprints"][part] != now["fingerprints"][part]:
+        if was["fingerprints"].get(part) != now["fingerprints"][part]:
             problems.append(
-                f"--{part} {name}: it has changed since the run in {where} was started; put it "
-                "back, or start another with a new --output-dir"
+                f"--{part} {name}: it has changed since the run in {folder} was started; give it "
+                "as it was, or start another with a new --output-dir"
             )
     if problems:
         raise InputError(*problems)
@@ -143,17 +164,23 @@ def resumed(found: dict, now: dict, step: int) -> dict:
     say(f"resumed from step {step}")
     if found["replaced"]:
         say(hub.stand_in_line(found["replaced"]))
-    for package, version in now["versions"].items():
-        if found["versions"].get(package) != version:
-            say(
-                f"NOTE: {package} is {version}, and was {found['versions'].get(package)} when the "
-                "run was started; numbers may differ by rounding, or more"
-            )
+    was, conditions = _conditions(found), _conditions(now)
+    if differing := [name for name in conditions if conditions[name] != was[name]]:
+        shown = ", ".join(f"{name} {was[name]}, now {conditions[name]}" for name in differing)
+        say(f"NOTE: not as when the run was started: {shown}; numbers may differ, by rounding")
     changed = {
         name: value
         for name, value in now["settings"].items()
         if name != "resume" and value != found["settings"].get(name)
     }
-    note = {"step": step, "started": now["started"], "device": now["device"]}
-    note |= {"versions": now["versions"], "changed_settings": changed}
+    note = {"step": step, "started": now["started"]}
+    note |= {"conditions": conditions, "changed_settings": changed}
     return found | {"resumed": [*found["resumed"], note]}
+
+
+def _conditions(record: dict) -> dict:
+    """What numbers can depend on in their last digits."""
+    names = ("device", "threads", "cpu_capability")
+    return {name: record.get(name) for name in names} | {
+        name: record["versions"].get(name) for name in ("python", *PACKAGES)
+    }

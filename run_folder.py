@@ -45,7 +45,7 @@ def check(settings: SimpleNamespace) -> None:
         record = records.read(folder)
         if resume and record:
             _check_free(folder)
-            _take_stand_ins(settings, record)
+            _take_what_was_taken(settings, record)
             records.refuse_changes(settings, record, folder, early=True)
         elif record:
             problem = "it holds a run already; go on with it by --resume, or name a new folder"
@@ -78,13 +78,16 @@ def _check_free(folder: Path) -> None:
             pass
 
 
-def _take_stand_ins(settings: SimpleNamespace, record: dict) -> None:
+def _take_what_was_taken(settings: SimpleNamespace, record: dict) -> None:
+    """What depends on where a run was started: stand-ins, and the precision of the device."""
     for part, default in hub.DEFAULTS.items():
         is_default = part not in settings.given and getattr(settings, part, None) == default
         if is_default and part in record["replaced"]:
             setattr(settings, part, "builtin")
     # And nothing else now: what was there at the start must be there again.
     settings.given |= hub.DEFAULTS.keys()
+    if "precision" in record["automatic"] and getattr(settings, "precision", None) == "auto":
+        settings.precision = record["settings"]["precision"]
 
 
 # ---- While it runs ----
@@ -108,14 +111,11 @@ def claim(settings: SimpleNamespace, record: dict) -> Iterator[tuple[Path, dict,
         found, path = records.read(folder), folder / CHECKPOINT
         if found and (found["result"] or not settings.resume):
             raise InputError(f"--output-dir {folder}: another process has begun or ended this run")
-        state = checkpoint.new_state({part: record[part] for part in ("settings", "fingerprints")})
         if found:
             records.refuse_changes(settings, found, folder)
             records.refuse_other_inputs(settings, found, record, folder)
-            if path.exists():
-                state = checkpoint.load(path)
-                records.refuse_changes(settings, state["run"], path)
-                records.refuse_other_inputs(settings, state["run"], record, path)
+        run = {part: (found or record)[part] for part in ("started", "settings", "fingerprints")}
+        state = checkpoint.load(path, run) if path.exists() else checkpoint.new_state(run)
         for name in (records.NAME, METRICS, CHECKPOINT, MODEL):
             files.clear_leftovers(folder / name)
         if found:
@@ -163,10 +163,12 @@ def _lock(folder: Path) -> Iterator[None]:
             lock.acquire()
         except filelock.Timeout:
             raise InputError(
-                f"--output-dir {folder}: another process is writing this run; wait for its end"
+                f"--output-dir {folder}: another process is writing this run; wait for its end, "
+                f"or, if none is left on any machine, remove {folder / LOCK}"
             ) from None
     try:
         yield
     finally:
-        (folder / LOCK).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # Where it can't be, what has gone wrong is told.
+            (folder / LOCK).unlink()
         lock.release()

@@ -4,6 +4,7 @@ import concurrent.futures
 import hashlib
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,9 @@ from hypothesis import given, settings, strategies
 
 import checkpoint
 import files
+import finetune as script
 import run_folder
+from settings import read_settings
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "0"}
 # Two epochs of eight steps, with dropout, and lines of metrics.jsonl that straddle a stop.
@@ -37,6 +40,7 @@ def warm(scenario: str, folder: Path, *before: str, **arguments: object) -> dict
         env=os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr[-5000:]
     return json.loads(done.stdout)
@@ -74,9 +78,9 @@ PLANS = {
 }
 
 
-@pytest.mark.parametrize("keep", ["best", "last"])
-def test_a_run_that_was_stopped_ends_with_the_same_bytes_as_one_that_was_not(tmp_path, tiny, keep):
-    flags = ["--model", str(tiny), *FLAGS, "--keep", keep, "--seed", str(2**64 - 1)]
+@pytest.mark.parametrize("how", ["--keep best", "--keep last --freeze-embeddings --precision bf16"])
+def test_a_run_that_was_stopped_ends_with_the_same_bytes_as_one_that_was_not(tmp_path, tiny, how):
+    flags = ["--model", str(tiny), *FLAGS, *how.split(), "--seed", str(2**64 - 1)]
     found = warm("stops", tmp_path, flags=flags, plans=PLANS)
     assert found.keys() == PLANS.keys()
     for plan, moments in PLANS.items():
@@ -98,15 +102,19 @@ def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_bytes(tmp_pat
     print(f"{sum(part['kills'] for part in found)} kills of {sum(p['runs'] for p in found)} runs;")
     print(f"resumed from steps {steps}")
     assert sum(part["kills"] for part in found) >= kills
-    assert len(set(steps) - {0}) >= 5
+    assert len(set(steps) - {0}) >= (10 if kills > 100 else 2)
 
 
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers of Linux's calls on x86-64")
+@pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="by x86-64 Linux's calls"
+)
 @pytest.mark.parametrize("share", [16, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_at_any_operation_on_its_files_ends_the_same(tmp_path, tiny, share):
     flags = ["--model", str(tiny), *(SHORT if share == 1 else SHORTER)]
     parts = [{"part": part, "parts": 2 * share} for part in range(2)]
     found = in_parallel("each_operation", tmp_path, parts, flags=flags)
+    if "untraceable" in found[0]:
+        pytest.skip(found[0]["untraceable"])
     operations = found[0]["operations"]
     kinds = {f"{call} {name.removeprefix('model.partial/')}" for call, name in operations}
     print(f"{len(operations)} operations, {sum(part['kills'] for part in found)} kills")
@@ -115,7 +123,7 @@ def test_a_run_that_is_killed_at_any_operation_on_its_files_ends_the_same(tmp_pa
         *("mkdir .", "open run.json.partial", "rename run.json.partial", "fsync ."),
         *("write metrics.jsonl", "open checkpoint.pt.partial", "write checkpoint.pt.partial"),
         *("fsync checkpoint.pt.partial", "rename checkpoint.pt.partial", "unlink checkpoint.pt"),
-        *("write config.json", "fsync model.safetensors", "fsync model.partial"),
+        *("write config.json", "write .tmp", "fsync model.safetensors", "fsync model.partial"),
         *("rename model.partial", "unlink run.lock"),
     }
 
@@ -242,12 +250,10 @@ def test_of_two_processes_that_start_a_run_together_one_is_refused(tmp_path, tin
     flags = ["--model", tiny, *SHORTER, "--output-dir", "run", "--resume"]
     both = [start(tmp_path, *flags) for _ in range(2)]
     said = [process.communicate(timeout=100)[1] for process in both]
-    codes = sorted(process.returncode for process in both)
-    # Or it came when the other was done.
-    assert codes in ([0, 2], [0, 0]), said
-    if codes == [0, 2]:
-        refused = said[[process.returncode for process in both].index(2)]
-        assert "another process" in refused and "Traceback" not in refused
+    codes = [process.returncode for process in both]
+    assert sorted(codes) == [0, 2], said
+    refused = said[codes.index(2)]
+    assert "another process" in refused and "Traceback" not in refused
     assert json.loads((tmp_path / "run" / "run.json").read_text())["result"]
 
 
@@ -290,11 +296,11 @@ def test_settings_that_change_rounding_or_nothing_may_be_others_and_are_recorded
 ):
     flags = ["--model", tiny, *SHORTER, "--output-dir", "run", "--resume"]
     changes = ["--micro-batch-size", "2", "--device", "cpu", "--log-every", "1"]
-    done = start(tmp_path, *flags)
-    while not (tmp_path / "run" / "run.json").exists():
+    first = start(tmp_path, *flags)
+    while first.poll() is None and not (tmp_path / "run" / "run.json").exists():
         time.sleep(0.01)
-    done.kill()
-    done.communicate()
+    first.kill()
+    first.communicate()
     run = finetune(*flags, *changes, "--checkpoint-minutes", "0")
     assert run.code == 0 and "resumed from step 0" in run.err, run.err
     record = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -310,9 +316,35 @@ def test_settings_that_change_rounding_or_nothing_may_be_others_and_are_recorded
     before = contents(tmp_path / "run")
     began = time.monotonic()
     again = finetune(*flags)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
     assert again.code == 0 and again.out == "" and "is complete; kept: epoch 0" in again.err
     assert before.pop("checkpoint.pt") and contents(tmp_path / "run") == before
+
+
+def test_the_precision_that_a_run_found_for_its_device_stays_on_another(
+    stopped, tmp_path, monkeypatch
+):
+    path = tmp_path / "run" / "run.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(found | {"settings": found["settings"] | {"precision": "bf16"}}))
+    monkeypatch.chdir(tmp_path)
+    assert read_settings(vars(script), stopped).precision == "bf16"
+    with pytest.raises(ValueError, match="--precision fp32: the run in"):
+        read_settings(vars(script), [*stopped, "--precision", "fp32"])
+
+
+def test_a_change_of_versions_threads_or_processor_is_said_and_noted(finetune, tmp_path, stopped):
+    path = tmp_path / "run" / "run.json"
+    found = json.loads(path.read_text())
+    found["versions"]["torch"], found["cpu_capability"] = "2.0.0", "an abacus"
+    path.write_text(json.dumps(found))
+    process = start(tmp_path, *stopped)
+    assert process.stdout.readline().startswith("epoch ")
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert "torch 2.0.0, now 2." in err and "cpu_capability an abacus, now " in err
+    (note,) = json.loads(path.read_text())["resumed"]
+    assert note["conditions"]["torch"] == torch.__version__ and note["step"] > 0
 
 
 def change_data(folder: Path) -> None:
@@ -353,8 +385,13 @@ def test_data_or_a_model_that_has_changed_since_is_refused(
 
 
 def another_format(path: Path, others: Path) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content.replace(b"checkpoint, format 1,", b"checkpoint, format 27,"))
+    content = path.read_bytes()[: -len(checkpoint.SEAL.format(1, "0" * 64))]
+    path.write_bytes(content + seal(content, 27))
+
+
+def seal(content: bytes, number: int) -> bytes:
+    found = hashlib.sha256(str(number).encode() + content).hexdigest()
+    return checkpoint.SEAL.format(number, found).encode()
 
 
 def of_another_run(path: Path, others: Path) -> None:
@@ -374,21 +411,23 @@ def no_checkpoint(path: Path, others: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    "change, code, message",
     [
-        (another_format, "written in format 27, and this program reads 1"),
-        (of_another_run, "--seed 42: the run in"),
-        (of_another_model, "does not fit this model"),
-        (no_checkpoint, "cut short or damaged"),
+        (another_format, 2, "written in format 27, and this program reads 1"),
+        (of_another_run, 2, "of another run than its folder"),
+        (of_another_model, 1, "does not fit this model"),
+        (no_checkpoint, 2, "cut short or damaged"),
     ],
 )
 def test_a_checkpoint_that_is_not_this_runs_is_refused(
-    finetune, tmp_path, stopped, change, message
+    finetune, tmp_path, stopped, change, code, message
 ):
     change(tmp_path / "run" / "checkpoint.pt", tmp_path / "other" / "checkpoint.pt")
+    before = contents(tmp_path / "run")
     run = finetune(*stopped)
-    assert run.code == 2 and len(run.errors) == 1 and message in run.errors[0], run.err
+    assert run.code == code and len(run.errors) == 1 and message in run.errors[0], run.err
     assert "checkpoint.pt" in run.errors[0] and "Traceback" not in run.err
+    assert code == 1 or contents(tmp_path / "run") == before
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="capabilities are Linux's")
@@ -409,8 +448,17 @@ def test_a_run_that_may_not_be_read_or_written_is_refused(tmp_path, stopped, clo
     assert "permission" in errors[0].lower()
 
 
+EMPTY = {name: {} for name in ("settings", "replaced", "fingerprints", "versions")}
+EMPTY |= {"automatic": [], "resumed": [], "result": None}
+WRONG_KINDS, WRONG_RESULT = (
+    json.dumps(EMPTY | change) for change in ({"settings": 1}, {"result": {"epoch": 1}})
+)
+
+
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"settings": {}}', "[" * 100_000], ids=lambda text: text[:20]
+    "content",
+    ["", "{", "[]", '{"settings": {}}', "[" * 100_000, WRONG_KINDS, WRONG_RESULT],
+    ids=lambda text: text[:20],
 )
 def test_a_record_that_is_damaged_is_refused(finetune, tmp_path, content):
     (tmp_path / "run").mkdir()
@@ -495,13 +543,11 @@ def test_a_checkpoint_can_be_read_by_torch_alone_and_runs_no_code(tmp_path):
         assert state["step"] == 7 and torch.equal(state["model"]["weight"], model.weight)
     # Whole and sealed, but with a pickle that names code: it is not run.
     torch.save({"a": Evil(tmp_path / "ran")}, path)
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    path.write_bytes(path.read_bytes() + checkpoint.SEAL.format(checkpoint.FORMAT, found).encode())
+    path.write_bytes(path.read_bytes() + seal(path.read_bytes(), checkpoint.FORMAT))
     with pytest.raises(ValueError, match="what no checkpoint holds"):
         checkpoint.load(path)
     torch.save({"a": 1}, path)
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    path.write_bytes(path.read_bytes() + checkpoint.SEAL.format(checkpoint.FORMAT, found).encode())
+    path.write_bytes(path.read_bytes() + seal(path.read_bytes(), checkpoint.FORMAT))
     with pytest.raises(ValueError, match="lacks what a checkpoint holds"):
         checkpoint.load(path)
     assert not (tmp_path / "ran").exists()

@@ -3,7 +3,7 @@
 python finetune.py --epochs 3                         DistilBERT on SST-2, from the Hub
 python finetune.py --data reviews.csv                 your own table of texts and labels
 python finetune.py --model builtin --data builtin     what is installed here, without a network
-python finetune.py --output-dir runs/a --resume       starts a run, or goes on with the one there
+python finetune.py … --output-dir runs/a --resume     starts a run, or goes on with the one there
 """
 
 import console
@@ -338,7 +338,8 @@ def fit(
                 save()
         except console.Stopped:
             save()
-            say(f"to go on from step {state['step']}: --output-dir {folder} --resume")
+            how = f"give the same command with --output-dir {folder} --resume"
+            say(f"to go on from step {state['step']}, {how}")
             raise
     state["seconds"] += time.monotonic() - started
     kept = dict(state["kept"])

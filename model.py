@@ -142,6 +142,7 @@ def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:
         raise InputError(
             f"--model {name}: its tokenizer has no padding token, so sentences cannot share a batch"
         )
+    tokenizer.init_kwargs.pop("local_files_only", None)  # It would save how it was loaded.
     forget_padding(tokenizer)
     return tokenizer
 
@@ -229,6 +230,8 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folde
 
     def fill(aside: Path) -> None:
         model.save_pretrained(aside)
+        for file in aside.glob("*.safetensors"):  # It makes them for their owner alone.
+            file.chmod((aside / "config.json").stat().st_mode)
         forget_padding(tokenizer)
         tokenizer.save_pretrained(aside)
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import hub
 import model_files
+import tables
 from console import InputError, say
 
 NAME = "run.json"
@@ -47,6 +48,7 @@ def describe(settings: SimpleNamespace, replaced: dict, text, model: Path) -> di
         "fingerprints": {
             "data": {split: _fingerprint(rows) for split, rows in text.splits.items()},
             "model": model_files.fingerprint(model),
+            "files": tables.digests(settings.data),
         },
         "device": device,
         "threads": torch.get_num_threads(),
@@ -153,6 +155,16 @@ def refuse_other_inputs(settings: SimpleNamespace, was: dict, now: dict, folder:
             )
     if problems:
         raise InputError(*problems)
+
+
+def refuse_other_files(settings: SimpleNamespace, record: dict, folder: Path) -> None:
+    """As `refuse_other_inputs`, by a look at what are files here, which takes no loading."""
+    now = dict(record["fingerprints"])
+    if tables.digests(settings.data) != now.get("files"):
+        now["data"] = None
+    if Path(settings.model).is_dir():
+        now["model"] = model_files.fingerprint(Path(settings.model))
+    refuse_other_inputs(settings, record, {"fingerprints": now}, folder)
 
 
 def resumed(found: dict, now: dict, step: int) -> dict:

@@ -47,6 +47,8 @@ def check(settings: SimpleNamespace) -> None:
             _check_free(folder)
             _take_what_was_taken(settings, record)
             records.refuse_changes(settings, record, folder, early=True)
+            if record["result"] and vars(settings).keys() >= {"data", "model"}:
+                records.refuse_other_files(settings, record, folder)
         elif record:
             problem = "it holds a run already; go on with it by --resume, or name a new folder"
         elif _holds_more_than_leftovers(folder, resume):

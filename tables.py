@@ -71,6 +71,12 @@ def find_files(name: str) -> dict[str, Path] | None:
     raise InputError(f"--data {name}: no such file or folder{hint}")
 
 
+def digests(name: str) -> dict[str, str]:
+    """SHA-256 of the file of each split of `name`; none of a data set of the Hub."""
+    files = find_files(name) or {}
+    return {split: open_file(path).fingerprint() for split, path in files.items()}
+
+
 def _split_files(folder: Path, name: str) -> dict[str, Path]:
     files, problems = {}, []
     for split, stems in SPLIT_NAMES.items():

@@ -196,7 +196,10 @@ def stopped_once(tmp_path_factory, tiny):
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 143 and "stopped by SIGTERM" in err
-        assert f"--output-dir {flags[9]} --resume" in err and "Traceback" not in err
+        assert (
+            f"the same command with --output-dir {flags[9]} --resume" in err
+            and "Traceback" not in err
+        )
     return folder
 
 
@@ -305,6 +308,9 @@ def test_settings_that_change_rounding_or_nothing_may_be_others_and_are_recorded
     assert run.code == 0 and "resumed from step 0" in run.err, run.err
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     (resumed,) = record["resumed"]
+    model = tmp_path / "run" / "model"
+    assert len({path.stat().st_mode for path in model.iterdir()}) == 1
+    assert "local_files_only" not in (model / "tokenizer_config.json").read_text()
     assert resumed["changed_settings"] == {
         "micro_batch_size": 2,
         "log_every": 1,
@@ -382,6 +388,19 @@ def test_data_or_a_model_that_has_changed_since_is_refused(
     before = contents(tmp_path / "run")
     change(tmp_path)
     check_refused(finetune(*stopped), tmp_path / "run", before, message)
+
+
+@pytest.mark.parametrize("change", [change_data, change_weights])
+def test_a_complete_run_is_not_called_that_of_data_or_a_model_that_has_changed(
+    finetune, tmp_path, stopped, change
+):
+    path = tmp_path / "run" / "run.json"
+    result = {"result": {"epoch": 1, "accuracy": 0.5}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | result))
+    assert finetune(*stopped).code == 0
+    change(tmp_path)
+    message = "--data a.csv: it has" if change is change_data else "--model tiny: it has"
+    check_refused(finetune(*stopped), tmp_path / "run", contents(tmp_path / "run"), message)
 
 
 def another_format(path: Path, others: Path) -> None:

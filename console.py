@@ -101,8 +101,13 @@ def say(message: str) -> None:
 
 def result(line: str) -> None:
     """A line of the program's result, on stdout."""
-    tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()
+    try:
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise RunError(f"standard output could not be written ({error.strerror})") from error
 
 
 def one_line(error: BaseException) -> str:
@@ -112,8 +117,14 @@ def one_line(error: BaseException) -> str:
 
 def end_on_signals() -> None:
     """From now on Ctrl-C and SIGTERM end the program at once, with 130 and 143, in one line."""
-    signal.signal(signal.SIGINT, _end)
-    signal.signal(signal.SIGTERM, _end)
+    for number in _heeded():
+        signal.signal(number, _end)
+
+
+def _heeded() -> list[int]:
+    # A shell starts a script's background programs with Ctrl-C ignored: it is not meant for them.
+    both = (signal.SIGINT, signal.SIGTERM)
+    return [number for number in both if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def _end(signal_number: int, frame: object) -> None:
@@ -141,7 +152,7 @@ def stop_between_steps() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in _heeded()}
     for number in before:
         signal.signal(number, keep)
     try:

@@ -12,6 +12,7 @@ if __name__ == "__main__":
     console.end_on_signals()
 
 import math
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -288,8 +289,11 @@ def fit(
 
     def keep() -> None:
         is_over = state["step"] == state["epoch"] * steps_per_epoch
+        path = folder / run_folder.MODEL
         if is_over and state["kept"].get("epoch") == state["epoch"] - 1:
-            models.save_model(model, tokenizer, folder / run_folder.MODEL)
+            models.save_model(model, tokenizer, path)
+        elif state["kept"] and not path.is_dir():
+            raise RunError(f"{path}: the kept model is gone; put it back, or start another run")
 
     optimizer = make_optimizer(model, settings)
     checkpoint.put_back(folder / run_folder.CHECKPOINT, state, model, optimizer)
@@ -330,23 +334,24 @@ def fit(
                     )
                 scores = {"eval_loss": loss, "eval_accuracy": metrics["accuracy"]}
                 log({"epoch": epoch, "step": state["step"]} | scores)
-                result(f"epoch {epoch}: {metrics}")  # A kill from here on repeats it, not loses it.
                 best = state["kept"].get("accuracy", -math.inf)
                 if settings.keep == "last" or metrics["accuracy"] > best:
                     state["kept"] = {"epoch": epoch, **metrics, "loss": loss}
                 state["epoch"] = epoch + 1
                 save()
+                result(f"epoch {epoch}: {metrics}")  # Where stdout is closed, nothing else is lost.
         except console.Stopped:
             save()
-            how = f"give the same command with --output-dir {folder} --resume"
+            where = shlex.quote(str(folder))
+            how = f"give the same command with --output-dir {where} --resume"
             say(f"to go on from step {state['step']}, {how}")
             raise
     state["seconds"] += time.monotonic() - started
     kept = dict(state["kept"])
     if "test" in tokens:  # Once, with the kept model as it was written.
         labels = list(model.config.id2label.values())
-        folder_of_model = str(folder / run_folder.MODEL)
-        written, *_ = models.load_model(folder_of_model, labels, settings.max_length)
+        path = str((folder / run_folder.MODEL).absolute())  # And no name of one on the Hub.
+        written, *_ = models.load_model(path, labels, settings.max_length)
         faster.prepare(written, settings)
         metrics, _ = score(written, "test")
         say(f"test: {metrics}")

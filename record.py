@@ -23,6 +23,8 @@ MAY_DIFFER = {
     *("device", "micro_batch_size", "compile", "log_every", "checkpoint_minutes"),
     *("output_dir", "resume"),
 }
+# What can be compared without loading, and under which of the fingerprints.
+BY_FILES = {"data": "files", "model": "model"}
 NEEDED = {"settings": dict, "automatic": list, "replaced": dict, "fingerprints": dict}
 NEEDED |= {"versions": dict, "resumed": list, "result": dict | None}
 
@@ -126,7 +128,8 @@ def refuse_changes(
     for name, value in _of_run(settings).items():
         was = record["settings"].get(name)
         later = early and name in record["automatic"] and value in AUTOMATIC
-        if name not in MAY_DIFFER and value != was and not later:
+        is_same = value == was or (name in BY_FILES and _is_of_files(name, value, record))
+        if name not in MAY_DIFFER and not is_same and not later:
             flag = "--" + name.replace("_", "-")
             problems.append(
                 f"{flag} {_shown(value)}: the run in {folder} was started with {_shown(was)}; go "
@@ -160,11 +163,20 @@ def refuse_other_inputs(settings: SimpleNamespace, was: dict, now: dict, folder:
 def refuse_other_files(settings: SimpleNamespace, record: dict, folder: Path) -> None:
     """As `refuse_other_inputs`, by a look at what are files here, which takes no loading."""
     now = dict(record["fingerprints"])
-    if tables.digests(settings.data) != now.get("files"):
-        now["data"] = None
-    if Path(settings.model).is_dir():
-        now["model"] = model_files.fingerprint(Path(settings.model))
+    for part in BY_FILES:
+        if _is_of_files(part, getattr(settings, part), record) is False:
+            now[part] = None
     refuse_other_inputs(settings, record, {"fingerprints": now}, folder)
+
+
+def _is_of_files(part: str, name: str, record: dict) -> bool | None:
+    """Whether the data or the model `name` has the recorded files; None where it has none here."""
+    if part == "model":
+        is_folder = name != "builtin" and Path(name).is_dir()
+        seen = model_files.fingerprint(Path(name)) if is_folder else None
+    else:
+        seen = tables.digests(name)
+    return seen == record["fingerprints"].get(BY_FILES[part]) if seen else None
 
 
 def resumed(found: dict, now: dict, step: int) -> dict:

@@ -4,6 +4,7 @@ Nothing slow is imported before it is needed, so that a wrong flag is answered a
 """
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import filelock
 import files
 import hub
 import record as records
-from console import InputError
+from console import InputError, say
 
 METRICS, CHECKPOINT, MODEL, LOCK = "metrics.jsonl", "checkpoint.pt", "model", "run.lock"
 
@@ -33,51 +34,67 @@ def check(settings: SimpleNamespace) -> None:
     if resume and not name:
         raise InputError("--resume: name the folder of the run with --output-dir")
     folder = Path(name or "runs").absolute()
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        folder.lstat()  # Raises where the name is too long.
-    existing = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
-    problem = None
-    if not existing.is_dir():
-        problem = f"{existing} is not a folder"
-    elif not os.access(existing, os.W_OK | os.X_OK):
-        problem = f"no permission to write in {existing}"
-    elif name and existing == folder:
-        record = records.read(folder)
-        if resume and record:
-            _check_free(folder)
-            _take_what_was_taken(settings, record)
-            records.refuse_changes(settings, record, folder, early=True)
-            if record["result"] and vars(settings).keys() >= {"data", "model"}:
-                records.refuse_other_files(settings, record, folder)
-        elif record:
-            problem = "it holds a run already; go on with it by --resume, or name a new folder"
-        elif _holds_more_than_leftovers(folder, resume):
-            problem = (
-                f"it holds files already, and no {records.NAME}; name a new or an empty folder"
-            )
+    try:
+        str(folder).encode()
+        problem = _problem_with(folder, bool(name), settings, resume)
+    except UnicodeEncodeError:  # Tokenizers could not write there.
+        problem = "not a name in UTF-8; name another"
+    except OSError as error:  # A name too long, a folder closed to us.
+        problem = f"{error.strerror}; name another"
     if problem:
         raise InputError(f"--output-dir {folder}: {problem}")
 
 
+def _problem_with(
+    folder: Path, is_named: bool, settings: SimpleNamespace, resume: bool
+) -> str | None:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        folder.lstat()  # Raises where the name is too long.
+    existing = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+    if not existing.is_dir():
+        return f"{existing} is not a folder"
+    is_there = is_named and existing == folder
+    record = records.read(folder) if is_there else None
+    if record and not resume:
+        return "it holds a run already; go on with it by --resume, or name a new folder"
+    if is_there and not record and _holds_more_than_leftovers(folder, resume):
+        return f"it holds files already, and no {records.NAME}; name a new or an empty folder"
+    if record:
+        _check_run(settings, record, folder)
+        if record["result"]:
+            return None
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return f"no permission to write in {existing}"
+    return None
+
+
+def _check_run(settings: SimpleNamespace, record: dict, folder: Path) -> None:
+    _take_what_was_taken(settings, record)
+    records.refuse_changes(settings, record, folder, early=True)
+    if not record["result"] and (folder / LOCK).exists():
+        with _lock(folder):  # Now, and not after minutes of loading.
+            pass
+    if record["result"] and vars(settings).keys() >= {"data", "model"}:
+        records.refuse_other_files(settings, record, folder)
+
+
 def result_of(settings: SimpleNamespace) -> str | None:
     """What the run to go on with has come to, in one line; None where it is not complete."""
-    record = records.read(Path(settings.output_dir)) if settings.resume else None
+    folder = Path(settings.output_dir or "")
+    record = records.read(folder) if settings.resume else None
     if not record or not record["result"]:
         return None
-    _remove_checkpoint(Path(settings.output_dir))  # A kill can have come just before.
-    return records.result_line(settings.output_dir, record["result"])
+    if not (folder / MODEL).is_dir():
+        raise InputError(f"--output-dir {folder}: the run is complete, and its {MODEL}/ is gone")
+    if (folder / CHECKPOINT).exists():  # A kill came just before.
+        _remove_checkpoint(folder)
+    return records.result_line(folder, record["result"])
 
 
 def _holds_more_than_leftovers(folder: Path, resume: bool) -> bool:
     # A run that was killed before it had its run.json leaves the lock and a part of that.
     leftovers = {LOCK, records.NAME + files.PARTIAL} if resume else set()
     return any(path.name not in leftovers for path in folder.iterdir())
-
-
-def _check_free(folder: Path) -> None:
-    if (folder / LOCK).exists():
-        with _lock(folder):
-            pass
 
 
 def _take_what_was_taken(settings: SimpleNamespace, record: dict) -> None:
@@ -112,7 +129,8 @@ def claim(settings: SimpleNamespace, record: dict) -> Iterator[tuple[Path, dict,
     with _lock(folder):
         found, path = records.read(folder), folder / CHECKPOINT
         if found and (found["result"] or not settings.resume):
-            raise InputError(f"--output-dir {folder}: another process has begun or ended this run")
+            what = "complete" if found["result"] else "begun"
+            raise InputError(f"--output-dir {folder}: the run there is {what} by now")
         if found:
             records.refuse_changes(settings, found, folder)
             records.refuse_other_inputs(settings, found, record, folder)
@@ -159,7 +177,7 @@ def _make(name: str | None) -> Path:
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     # The system lets go of it when the process ends, however it ends.
-    lock = filelock.FileLock(folder / LOCK, timeout=0.5)
+    lock = filelock.FileLock(folder / LOCK, timeout=0.5, fallback_to_soft=False)
     with files.told(folder / LOCK):
         try:
             lock.acquire()
@@ -168,6 +186,10 @@ def _lock(folder: Path) -> Iterator[None]:
                 f"--output-dir {folder}: another process is writing this run; wait for its end, "
                 f"or, if none is left on any machine, remove {folder / LOCK}"
             ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            say(f"NOTE: this disk has no locks ({error.strerror}); start nothing else in {folder}")
     try:
         yield
     finally:

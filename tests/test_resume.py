@@ -1,6 +1,7 @@
 """A run that is stopped, killed, starved of disk or damaged ends as if nothing had been."""
 
 import concurrent.futures
+import errno
 import hashlib
 import json
 import os
@@ -403,6 +404,69 @@ def test_a_complete_run_is_not_called_that_of_data_or_a_model_that_has_changed(
     check_refused(finetune(*stopped), tmp_path / "run", contents(tmp_path / "run"), message)
 
 
+def test_a_kept_model_that_is_gone_ends_the_run_with_a_line_and_its_checkpoint(
+    finetune, tmp_path, stopped
+):
+    # The last epoch's would be written again, and is not lost: let it be that of another.
+    path = tmp_path / "run" / "checkpoint.pt"
+    state = checkpoint.load(path)
+    torch.save(state | {"kept": state["kept"] | {"epoch": -9}}, path)
+    path.write_bytes(path.read_bytes() + seal(path.read_bytes(), checkpoint.FORMAT))
+    shutil.rmtree(tmp_path / "run" / "model")
+    run = finetune(*stopped)
+    assert run.code == 1 and len(run.errors) == 1 and "the kept model is gone" in run.errors[0]
+    assert (tmp_path / "run" / "checkpoint.pt").exists() and "Traceback" not in run.err
+    path = tmp_path / "run" / "run.json"
+    result = {"result": {"epoch": 1, "accuracy": 0.5}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | result))
+    run = finetune(*stopped)
+    assert run.code == 2 and "complete, and its model/ is gone" in run.errors[0]
+
+
+def test_another_spelling_of_the_same_files_goes_on(tmp_path, stopped, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    here = ["--model", tmp_path / "tiny", "--data", "./a.csv"]
+    read_settings(vars(script), [*stopped, *map(str, here)])
+    change_data(tmp_path)
+    with pytest.raises(ValueError, match=r"--data \./a\.csv: the run in"):
+        read_settings(vars(script), [*stopped, *map(str, here)])
+
+
+def test_an_epoch_whose_line_cannot_be_printed_is_not_lost(tmp_path, tiny):
+    command = [sys.executable, ROOT / "finetune.py", "--model", tiny, *SHORT, "--resume"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*command, "--output-dir", "run"],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1, done.stderr
+    assert "error: standard output could not be written (No space left" in done.stderr
+    assert checkpoint.load(tmp_path / "run" / "checkpoint.pt")["epoch"] == 1
+
+
+def test_ctrl_c_that_a_shell_has_turned_off_for_the_program_stays_off(tmp_path, tiny):
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "finetune.py", "--model", tiny, *SHORT, "--output-dir", "run"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    assert process.stdout.readline().startswith("epoch 0")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("name", ["y" * 256, "b\udcffd"])
+def test_a_folder_whose_name_cannot_be_is_refused(tmp_path, finetune, name):
+    run = finetune("--model", "builtin", "--data", "builtin", "--output-dir", name, "--resume")
+    assert run.code == 2 and len(run.errors) == 1 and "name another" in run.errors[0], run.err
+
+
 def another_format(path: Path, others: Path) -> None:
     content = path.read_bytes()[: -len(checkpoint.SEAL.format(1, "0" * 64))]
     path.write_bytes(content + seal(content, 27))
@@ -588,3 +652,12 @@ def test_the_lock_of_a_run_lets_one_process_in(tmp_path):
     ):
         pass
     assert contents(tmp_path) == {}
+
+
+def test_a_disk_without_locks_is_told_and_used(tmp_path, monkeypatch, capsys):
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run_folder.filelock.FileLock, "acquire", refuse)
+    with run_folder._lock(tmp_path):
+        assert "this disk has no locks (No locks available)" in capsys.readouterr().err

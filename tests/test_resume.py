@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from conftest import CSV, ROOT, block, drop_roots_power_over_files, save_tiny
@@ -21,6 +22,7 @@ from hypothesis import given, settings, strategies
 import checkpoint
 import files
 import finetune as script
+import record as records
 import run_folder
 from settings import read_settings
 
@@ -465,6 +467,24 @@ def test_ctrl_c_that_a_shell_has_turned_off_for_the_program_stays_off(tmp_path, 
 def test_a_folder_whose_name_cannot_be_is_refused(tmp_path, finetune, name):
     run = finetune("--model", "builtin", "--data", "builtin", "--output-dir", name, "--resume")
     assert run.code == 2 and len(run.errors) == 1 and "name another" in run.errors[0], run.err
+
+
+def test_the_fingerprint_of_data_is_that_of_its_content_however_it_lies_in_memory():
+    texts = [f"text {number} é" * (number % 7) for number in range(25_000)]
+    columns = {"text": texts, "text_pair": [None] * len(texts), "label": ["a"] * len(texts)}
+    rows = datasets.Dataset.from_dict(columns | {"line": range(len(texts))})
+    shifted = datasets.concatenate_datasets([rows.select(range(3)), rows]).select(
+        range(3, 3 + len(rows))
+    )
+    chosen = datasets.concatenate_datasets([rows, rows]).select([*range(len(rows))])
+    reversed_twice = rows.select(range(len(rows))[::-1]).select(range(len(rows))[::-1])
+    prints = {records._fingerprint(r) for r in (rows, shifted, chosen, reversed_twice)}
+    assert len(prints) == 1
+    others = [
+        dict(columns, label=["a"] * (len(texts) - 1) + ["b"]),
+        dict(columns, text=texts[::-1]),
+    ]
+    assert not prints & {records._fingerprint(datasets.Dataset.from_dict(o)) for o in others}
 
 
 def another_format(path: Path, others: Path) -> None:

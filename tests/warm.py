@@ -461,9 +461,11 @@ CALLS = {
     83: ("mkdir", 0, "path"),
     84: ("rmdir", 0, "path"),
     87: ("unlink", 0, "path"),
+    90: ("chmod", 0, "path"),
     257: ("open", 1, "path"),
     263: ("unlinkat", 1, "path"),
     264: ("rename", 1, "path"),
+    268: ("chmod", 1, "path"),
     316: ("rename", 1, "path"),
 }
 HALVED = ("write", "pwrite")  # The number of bytes is their third argument.

@@ -117,14 +117,8 @@ def one_line(error: BaseException) -> str:
 
 def end_on_signals() -> None:
     """From now on Ctrl-C and SIGTERM end the program at once, with 130 and 143, in one line."""
-    for number in _heeded():
-        signal.signal(number, _end)
-
-
-def _heeded() -> list[int]:
-    # A shell starts a script's background programs with Ctrl-C ignored: it is not meant for them.
-    both = (signal.SIGINT, signal.SIGTERM)
-    return [number for number in both if signal.getsignal(number) != signal.SIG_IGN]
+    signal.signal(signal.SIGINT, _end)
+    signal.signal(signal.SIGTERM, _end)
 
 
 def _end(signal_number: int, frame: object) -> None:
@@ -152,7 +146,7 @@ def stop_between_steps() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    before = {number: signal.getsignal(number) for number in _heeded()}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
         signal.signal(number, keep)
     try:

@@ -449,20 +449,6 @@ def test_an_epoch_whose_line_cannot_be_printed_is_not_lost(tmp_path, tiny):
     assert checkpoint.load(tmp_path / "run" / "checkpoint.pt")["epoch"] == 1
 
 
-def test_ctrl_c_that_a_shell_has_turned_off_for_the_program_stays_off(tmp_path, tiny):
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "finetune.py", "--model", tiny, *SHORT, "--output-dir", "run"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
-    )
-    assert process.stdout.readline().startswith("epoch 0")
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode == 0
-
-
 @pytest.mark.parametrize("name", ["y" * 256, "b\udcffd"])
 def test_a_folder_whose_name_cannot_be_is_refused(tmp_path, finetune, name):
     run = finetune("--model", "builtin", "--data", "builtin", "--output-dir", name, "--resume")

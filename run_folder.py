@@ -86,8 +86,9 @@ def result_of(settings: SimpleNamespace) -> str | None:
         return None
     if not (folder / MODEL).is_dir():
         raise InputError(f"--output-dir {folder}: the run is complete, and its {MODEL}/ is gone")
-    if (folder / CHECKPOINT).exists():  # A kill came just before.
-        _remove_checkpoint(folder)
+    if (folder / CHECKPOINT).exists() or (folder / LOCK).exists():  # A kill came just before.
+        with _lock(folder):
+            _remove_checkpoint(folder)
     return records.result_line(folder, record["result"])
 
 

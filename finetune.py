@@ -283,20 +283,22 @@ def fit(
         if saved != (state["epoch"], state["step"]):
             read_window(state, steps, settings)
             seconds = state["seconds"] + time.monotonic() - started
-            now = state | {"seconds": seconds}
-            checkpoint.save(folder / run_folder.CHECKPOINT, now, model, optimizer)
+            checkpoint.save(checkpoint_file, state | {"seconds": seconds}, model, optimizer)
             saved, saved_at = (state["epoch"], state["step"]), time.monotonic()
 
     def keep() -> None:
         is_over = state["step"] == state["epoch"] * steps_per_epoch
-        path = folder / run_folder.MODEL
         if is_over and state["kept"].get("epoch") == state["epoch"] - 1:
-            models.save_model(model, tokenizer, path)
-        elif state["kept"] and not path.is_dir():
-            raise RunError(f"{path}: the kept model is gone; put it back, or start another run")
+            models.save_model(model, tokenizer, kept_model)
+        elif state["kept"] and not kept_model.is_dir():
+            raise RunError(
+                f"{kept_model}: the kept model is gone; put it back, or start another run"
+            )
 
+    checkpoint_file = folder / run_folder.CHECKPOINT
+    kept_model = folder / run_folder.MODEL
     optimizer = make_optimizer(model, settings)
-    checkpoint.put_back(folder / run_folder.CHECKPOINT, state, model, optimizer)
+    checkpoint.put_back(checkpoint_file, state, model, optimizer)
     lengths = tokens["train"].lengths
     steps_per_epoch = math.ceil(len(lengths) / settings.batch_size)
     steps, sentences = settings.epochs * steps_per_epoch, settings.epochs * len(lengths)
@@ -350,7 +352,7 @@ def fit(
     kept = dict(state["kept"])
     if "test" in tokens:  # Once, with the kept model as it was written.
         labels = list(model.config.id2label.values())
-        path = str((folder / run_folder.MODEL).absolute())  # And no name of one on the Hub.
+        path = str(kept_model.absolute())  # And no name of one on the Hub.
         written, *_ = models.load_model(path, labels, settings.max_length)
         faster.prepare(written, settings)
         metrics, _ = score(written, "test")
@@ -403,7 +405,7 @@ def main(settings: Settings, hub_problem: str | None) -> None:
         kept = fit(model, tokenizer, tokens, settings, folder, state)
         record["result"] = kept | {"seconds": round(state["seconds"], 1)}
         run_folder.finish(folder, record, state["history"])
-    say(records.result_line(folder, record["result"]))
+    say(run_folder.result_line(folder, record["result"]))
     if record["replaced"]:
         say(hub.stand_in_line(record["replaced"]))
 

@@ -111,12 +111,6 @@ def summary(record: dict) -> list[str]:
     ]
 
 
-def result_line(folder: Path | str, result: dict) -> str:
-    """The result of a run, in one line."""
-    accuracy = f"{result['accuracy']:.4f}"
-    return f"kept: epoch {result['epoch']}, accuracy {accuracy}, in {Path(folder) / 'model'}"
-
-
 def refuse_changes(
     settings: SimpleNamespace, record: dict, folder: Path, early: bool = False
 ) -> None:
@@ -150,24 +144,25 @@ def _shown(value: object) -> str:
 
 def refuse_other_inputs(settings: SimpleNamespace, was: dict, now: dict, folder: Path) -> None:
     """Raise an InputError with a line for data or model that is not what it was."""
-    problems = []
-    for part, name in (("data", settings.data), ("model", settings.model)):
-        if was["fingerprints"].get(part) != now["fingerprints"][part]:
-            problems.append(
-                f"--{part} {name}: it has changed since the run in {folder} was started; give it "
-                "as it was, or start another with a new --output-dir"
-            )
-    if problems:
-        raise InputError(*problems)
+    old, new = was["fingerprints"], now["fingerprints"]
+    _refuse(settings, [part for part in BY_FILES if old.get(part) != new[part]], folder)
 
 
 def refuse_other_files(settings: SimpleNamespace, record: dict, folder: Path) -> None:
     """As `refuse_other_inputs`, by a look at what are files here, which takes no loading."""
-    now = dict(record["fingerprints"])
-    for part in BY_FILES:
-        if _is_of_files(part, getattr(settings, part), record) is False:
-            now[part] = None
-    refuse_other_inputs(settings, record, {"fingerprints": now}, folder)
+    seen = {part: _is_of_files(part, getattr(settings, part), record) for part in BY_FILES}
+    _refuse(settings, [part for part, is_same in seen.items() if is_same is False], folder)
+
+
+def _refuse(settings: SimpleNamespace, changed: list[str], folder: Path) -> None:
+    if changed:
+        raise InputError(
+            *(
+                f"--{part} {getattr(settings, part)}: it has changed since the run in {folder} was "
+                "started; give it as it was, or start another with a new --output-dir"
+                for part in changed
+            )
+        )
 
 
 def _is_of_files(part: str, name: str, record: dict) -> bool | None:

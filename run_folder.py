@@ -89,7 +89,13 @@ def result_of(settings: SimpleNamespace) -> str | None:
     if (folder / CHECKPOINT).exists() or (folder / LOCK).exists():  # A kill came just before.
         with _lock(folder):
             _remove_checkpoint(folder)
-    return records.result_line(folder, record["result"])
+    return result_line(folder, record["result"])
+
+
+def result_line(folder: Path | str, result: dict) -> str:
+    """The result of a run, in one line."""
+    accuracy = f"{result['accuracy']:.4f}"
+    return f"kept: epoch {result['epoch']}, accuracy {accuracy}, in {Path(folder) / MODEL}"
 
 
 def _holds_more_than_leftovers(folder: Path, resume: bool) -> bool:
@@ -119,7 +125,7 @@ def claim(settings: SimpleNamespace, record: dict) -> Iterator[tuple[Path, dict,
 
     Args:
         record: of `records.describe`.
-    Returns:
+    Yields:
         The folder, the record of the run, and its state: new, or of its checkpoint.
     Raises:
         InputError: another process has it, or it holds a run that can't be gone on with.

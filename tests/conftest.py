@@ -38,6 +38,18 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     datasets.config.HF_DATASETS_CACHE = home / "datasets"
 
 
+def start(folder: Path, *flags: object, **environment: str) -> subprocess.Popen:
+    """The real program, started in `folder`; what it prints is read from its pipes."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "finetune.py"), *map(str, flags)],
+        cwd=folder,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 @pytest.fixture
 def finetune(tmp_path: Path):
     """Run the real program in `tmp_path`: `finetune(*flags, **environment)`."""

@@ -1,16 +1,13 @@
 """With the Hub, without it, and with one that lies: what is used, what is replaced, how soon."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
-from conftest import ROOT, ROWS, save_tiny
+from conftest import ROWS, save_tiny, start
 from hub_server import hub
 
 MODEL = "distilbert/distilbert-base-uncased"
@@ -124,14 +121,7 @@ def test_a_refusal_of_the_hub_itself_is_an_error_and_no_stand_in(finetune, tmp_p
 
 def seconds_to_the_decision(flags: list[str], tmp_path: Path, **environment: str) -> float:
     """From the start of the real program to the line that says what stands in."""
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "finetune.py"), *flags],
-        cwd=tmp_path,
-        env=os.environ | environment,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    process = start(tmp_path, *flags, **environment)
     started = time.monotonic()
     seconds = next(
         (time.monotonic() - started for line in process.stderr if "stands in" in line), None
@@ -163,26 +153,12 @@ def test_a_run_that_a_stand_in_began_goes_on_with_it_where_the_hub_is_back(
 ):
     flags = ["--epochs", "500", "--max-train-samples", "64", "--output-dir", "run", "--resume"]
     with hub(repositories, mode=503) as server:
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "finetune.py"), *flags],
-            cwd=tmp_path,
-            env=os.environ | environment(server, tmp_path / "h"),
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        process = start(tmp_path, *flags, **environment(server, tmp_path / "h"))
         assert process.stdout.readline().startswith("epoch 0")
         process.terminate()
         printed = process.communicate(timeout=60)[0].count("epoch")
     with hub(repositories) as server:
-        other = subprocess.Popen(
-            [sys.executable, str(ROOT / "finetune.py"), *flags],
-            cwd=tmp_path,
-            env=os.environ | environment(server, tmp_path / "h"),
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        other = start(tmp_path, *flags, **environment(server, tmp_path / "h"))
         assert other.stdout.readline().startswith(f"epoch {1 + printed}")
         other.terminate()
         _, err = other.communicate(timeout=60)

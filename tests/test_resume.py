@@ -16,7 +16,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from conftest import CSV, ROOT, block, drop_roots_power_over_files, save_tiny
+from conftest import CSV, ROOT, block, drop_roots_power_over_files, save_tiny, start
 from hypothesis import given, settings, strategies
 
 import checkpoint
@@ -211,12 +211,6 @@ def stopped(stopped_once, tmp_path) -> list[str]:
     """The flags of a run in `tmp_path`/run, which a signal has stopped."""
     shutil.copytree(stopped_once, tmp_path, dirs_exist_ok=True)
     return LONG
-
-
-def start(folder: Path, *flags: object) -> subprocess.Popen:
-    command = [sys.executable, str(ROOT / "finetune.py"), *map(str, flags)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=folder, text=True, **pipes)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -129,15 +129,6 @@ def copy_the_last_state() -> None:
     run_folder.finish = copy_then_finish
 
 
-def check_whole(folder: Path, names: set[str]) -> None:
-    """Whatever was killed: a checkpoint that is there can be read, and so can a model."""
-    if (folder / "checkpoint.pt").exists():
-        checkpoint.load(folder / "checkpoint.pt")
-    if (folder / "model").exists():
-        assert {path.name for path in (folder / "model").iterdir()} == names
-        safetensors.torch.load_file(folder / "model" / "model.safetensors")
-
-
 def resumed_steps(log: Path) -> list[int]:
     return [int(step) for step in re.findall(r"^resumed from step (\d+)$", log.read_text(), re.M)]
 
@@ -177,7 +168,14 @@ class Runs:
         return steps
 
     def check_whole(self, name: str) -> None:
-        check_whole(self.folder / name, set(self.expected["model"]))
+        """Whatever was killed: a checkpoint that is there can be read, and so can a model."""
+        folder = self.folder / name
+        if (folder / "checkpoint.pt").exists():
+            checkpoint.load(folder / "checkpoint.pt")
+        if (folder / "model").exists():
+            names = {path.name for path in (folder / "model").iterdir()}
+            assert names == set(self.expected["model"])
+            safetensors.torch.load_file(folder / "model" / "model.safetensors")
 
 
 # ---- In a child, before it runs the program ----
@@ -249,18 +247,15 @@ def let_the_clock_jump() -> None:
     time.strftime = lambda *_: str(choose.random())
 
 
-def count_checkpoints(log: Path) -> Callable[[], None]:
-    def prepare() -> None:
-        real = checkpoint.save
+def count_checkpoints(log: Path) -> None:
+    real = checkpoint.save
 
-        def save(path: Path, state: dict, *arguments: object) -> None:
-            real(path, state, *arguments)
-            with log.open("a") as lines:
-                lines.write(f"{state['step']}\n")
+    def save(path: Path, state: dict, *arguments: object) -> None:
+        real(path, state, *arguments)
+        with log.open("a") as lines:
+            lines.write(f"{state['step']}\n")
 
-        checkpoint.save = save
-
-    return prepare
+    checkpoint.save = save
 
 
 # ---- Scenarios ----
@@ -292,7 +287,7 @@ def clock(folder: Path, flags: list[str]) -> dict:
     runs, log = Runs(folder, flags), folder / "saves"
 
     def prepare() -> None:
-        count_checkpoints(log)()
+        count_checkpoints(log)
         let_the_clock_jump()
 
     code = runs.end("run", before=prepare)

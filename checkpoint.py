@@ -14,7 +14,7 @@ from torch import nn
 import files
 from console import InputError, RunError, one_line
 
-FORMAT = 1  # Another one whenever what the state holds, or how it is meant, changes.
+FORMAT = 2  # Another one whenever what the state holds, or how it is meant, changes.
 # Stands behind what torch.save has written, where torch.load does not look.
 SEAL = "\nfinetune.py checkpoint, format {}, SHA-256 {}\n"
 TENSORS = {"model", "optimizer"}
@@ -33,6 +33,7 @@ def new_state(run: dict) -> dict:
         "epoch": 0,  # Epochs that are over, with their evaluation.
         "step": 0,  # Steps that are over, and sentences in them, of all epochs.
         "sentences": 0,
+        "by_process": [],  # How many of them each process has trained on.
         "seconds": 0.0,  # Of all the work that has led here.
         "window": [],  # Loss and gradient norm of each step since the last logged one.
         "unread": [],  # The last of them, still on the device.

@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -16,6 +16,9 @@ OUT_OF_MEMORY = (
     "out of memory; put fewer sentences on the device at a time with --micro-batch-size, or fewer "
     "tokens with --max-length"
 )
+
+# Whether another process of the run is the one that prints.
+is_quiet = False
 
 
 class InputError(ValueError):
@@ -89,11 +92,13 @@ def progress(total: int, unit: str, desc: str, done: int = 0) -> Progress:
     how["initial"] = done
     if not sys.stderr.isatty():
         return LogProgress(**how)
-    return tqdm(**how, delay=2, dynamic_ncols=True)
+    return tqdm(**how, delay=2, dynamic_ncols=True, disable=is_quiet)
 
 
 def say(message: str) -> None:
     """A message for the person, on stderr, above any bar."""
+    if is_quiet:
+        return
     with contextlib.suppress(OSError):  # Nobody can be told that nobody can be told.
         tqdm.write(message, file=sys.stderr)
         sys.stderr.flush()
@@ -101,6 +106,8 @@ def say(message: str) -> None:
 
 def result(line: str) -> None:
     """A line of the program's result, on stdout."""
+    if is_quiet:
+        return
     try:
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
@@ -124,8 +131,9 @@ def end_on_signals() -> None:
 def _end(signal_number: int, frame: object) -> None:
     # No exception: libraries swallow those that come while they are imported, and go on by halves.
     # No print: it fails where the signal comes in the middle of another print.
-    with contextlib.suppress(OSError):
-        os.write(2, f"\nstopped by {signal.Signals(signal_number).name}\n".encode())
+    if not is_quiet:
+        with contextlib.suppress(OSError):
+            os.write(2, f"\nstopped by {signal.Signals(signal_number).name}\n".encode())
     os._exit(128 + signal_number)
 
 
@@ -133,14 +141,21 @@ _told_to_stop: list[int] = []  # The signal that came inside `stop_between_steps
 
 
 @contextlib.contextmanager
-def stop_between_steps() -> Iterator[None]:
-    """Inside, Ctrl-C or SIGTERM is kept for `raise_if_told_to_stop`; a second one acts at once."""
+def stop_between_steps(once_more: bool) -> Iterator[None]:
+    """Inside, Ctrl-C or SIGTERM is kept for `told_to_stop`.
+
+    Args:
+        once_more: whether a second one acts at once.
+    """
 
     def keep(signal_number: int, frame: object) -> None:
-        put_back()
+        if once_more:
+            put_back()
         _told_to_stop.append(signal_number)
-        with contextlib.suppress(OSError):
-            os.write(2, b"\nstopping after this step; once more, and it stops at once\n")
+        if not is_quiet:
+            hint = "; once more, and it stops at once" if once_more else ""
+            with contextlib.suppress(OSError):
+                os.write(2, f"\nstopping after this step{hint}\n".encode())
 
     def put_back() -> None:
         for number, handler in before.items():
@@ -156,10 +171,9 @@ def stop_between_steps() -> Iterator[None]:
         _told_to_stop.clear()
 
 
-def raise_if_told_to_stop() -> None:
-    """Raise Stopped if a signal has come inside `stop_between_steps`."""
-    if _told_to_stop:
-        raise Stopped(_told_to_stop[0])
+def told_to_stop() -> int:
+    """The signal that has come inside `stop_between_steps`; 0: none."""
+    return _told_to_stop[0] if _told_to_stop else 0
 
 
 @contextlib.contextmanager
@@ -177,12 +191,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(said))
 
 
+def is_lost_process(error: BaseException) -> bool:
+    """Whether another process of the run did not answer; each library says it in its own words."""
+    said = re.search(
+        "closed by peer|connection (reset|refused|closed)|broken pipe|gloo|NCCL|timed out",
+        str(error),
+        re.IGNORECASE,
+    )
+    return isinstance(error, RuntimeError) and bool(said)
+
+
 @contextlib.contextmanager
-def exit_codes() -> Iterator[None]:
+def exit_codes(may_tell: Callable[[], bool] = lambda: True) -> Iterator[None]:
     """Turn what can go wrong into `error: …` lines on stderr and an exit code.
 
     2: the input is wrong; 1: the run could not go on; 130 and 143: Ctrl-C and SIGTERM.
+
+    Args:
+        may_tell: whether this is the process, of several, that prints the lines.
     """
+    global is_quiet
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # Closed by whoever started the program (`>&-`).
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
@@ -202,6 +230,11 @@ def exit_codes() -> Iterator[None]:
             error = RunError(OUT_OF_MEMORY)
         elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             error = RunError(f"--compile: {one_line(error)[:300]}; run without it")
+        elif is_lost_process(error):
+            error = RunError(
+                "another process of this run has ended or cannot be reached "
+                f"({one_line(error)[:200]})"
+            )
         elif isinstance(error, OSError):
             error = RunError(
                 f"{one_line(error)}; is the disk full, or HF_HOME (caches) not writable?"
@@ -211,6 +244,8 @@ def exit_codes() -> Iterator[None]:
         problems, code = [one_line(error)], 1
     else:
         return
+    if may_tell():
+        is_quiet = False
     for problem in problems:
         say("error: " + " ".join(problem.splitlines()))  # One line, whatever a name holds.
     raise SystemExit(code)

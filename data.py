@@ -1,6 +1,5 @@
 """Labelled text in, batches of tensors out: load, tokenize once, batch by length."""
 
-import functools
 import math
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import torch
 
 import hub
 import labels
+import mapped
 import tables
 from console import InputError, progress, say
 from model import forget_padding
@@ -25,6 +25,13 @@ datasets.disable_progress_bars()
 MOST_BATCHES_PER_BUCKET = 100
 # At a time, where nobody says how many sentences: with more a CPU takes more memory, not less time.
 MOST_TOKENS_ON_CPU = 1024
+ROWS_BETWEEN_RELEASES = 2000
+# Of a share of a batch that is empty: it has no loss, as torch ignores this label.
+NO_SENTENCE = {
+    "input_ids": torch.zeros(1, 1, dtype=torch.int64),
+    "attention_mask": torch.ones(1, 1, dtype=torch.int64),
+    "labels": torch.tensor([-100]),
+}
 
 
 class LabelledText(NamedTuple):
@@ -133,15 +140,20 @@ class TokenizedText(torch.utils.data.Dataset):
     """Token ids and label ids of one split, mapped from disk, unpadded.
 
     `rows` has the columns `input_ids`, `labels`, and `token_type_ids` if the model reads them;
-    `lengths` holds the number of tokens of each row, shape (rows,).
+    `lengths` holds the number of tokens of each row, int32 of shape (rows,).
     """
 
     def __init__(self, rows: datasets.Dataset):
         self.rows = rows
-        chunks = rows.data["input_ids"].chunks
+        chunks = mapped.in_parts(rows.data["input_ids"].chunks)
         self.lengths = np.concatenate(
             [pyarrow.compute.list_value_length(chunk) for chunk in chunks]
         )
+        self.read = 0  # Rows since the last time that pages were let go.
+
+    def files(self) -> list[str]:
+        """The Arrow files on disk that hold the rows, for `map_tokens`."""
+        return [file["filename"] for file in self.rows.cache_files]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -150,8 +162,11 @@ class TokenizedText(torch.utils.data.Dataset):
         return self.rows[index]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, list[int] | int]]:
-        # DataLoader asks for a batch at once where it can: one look-up in place of 32.
-        columns = self.rows[indices]
+        columns = self.rows[indices]  # One look-up in place of 32.
+        self.read += len(indices)
+        if self.read >= ROWS_BETWEEN_RELEASES:
+            mapped.release()
+            self.read = 0
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
@@ -199,6 +214,12 @@ def tokenize(
     return TokenizedText(rows.remove_columns("was_cut"))
 
 
+def map_tokens(files: list[str]) -> TokenizedText:
+    """What another process of this machine has tokenized, in the same files."""
+    rows = datasets.concatenate_datasets(list(map(datasets.Dataset.from_file, files)))
+    return TokenizedText(rows.remove_columns("was_cut"))
+
+
 def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """The row numbers of each batch of an epoch: a pure function of its arguments.
 
@@ -207,10 +228,12 @@ def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -
     may be smaller.
     """
     random = generator(seed, "order", epoch)
-    order = random.permutation(len(lengths))
+    order = np.arange(len(lengths), dtype=np.int32)  # Half of the usual size, for millions.
+    random.shuffle(order)
     bucket_size = batch_size * min(MOST_BATCHES_PER_BUCKET, len(lengths) // (4 * batch_size) or 1)
-    buckets = [order[start : start + bucket_size] for start in range(0, len(order), bucket_size)]
-    order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in buckets])
+    for start in range(0, len(order), bucket_size):
+        bucket = order[start : start + bucket_size]
+        bucket[:] = bucket[np.argsort(lengths[bucket], kind="stable")]
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return [batches[number] for number in random.permutation(len(batches))]
 
@@ -221,6 +244,31 @@ def sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
+class Batch(NamedTuple):
+    """What a process takes of one batch, and how many sentences each of them has of it."""
+
+    micro_batches: list[dict[str, torch.Tensor]]  # As `collate` makes them; none of an empty share.
+    shares: list[int]
+
+
+def share_out(lengths: np.ndarray, processes: int) -> list[np.ndarray]:
+    """Which sentences of a batch each process takes, so that all have about as many tokens.
+
+    A process gets sentences of like length, so that little is padded. Shares differ by no more
+    tokens than the longest sentence has; with few sentences or long ones some may be empty.
+
+    Args:
+        lengths: the number of tokens of each sentence of the batch.
+    """
+    if processes == 1:
+        return [np.arange(len(lengths))]
+    order = np.argsort(lengths, kind="stable")
+    ends = np.cumsum(lengths[order])
+    # A sentence belongs where its middle lies, of all tokens in a row.
+    owners = ((ends - lengths[order] / 2) * processes // ends[-1]).astype(int)
+    return [order[owners == process] for process in range(processes)]
+
+
 def make_loader(
     tokens: TokenizedText,
     batches: list[np.ndarray],
@@ -228,23 +276,30 @@ def make_loader(
     most: int | None,
     max_length: int,
     device: str,
-) -> torch.utils.data.DataLoader[list[dict[str, torch.Tensor]]]:
-    """The `batches` of row numbers as tensors, each in micro-batches of at most `most` rows.
+    rank: int = 0,
+    processes: int = 1,
+) -> torch.utils.data.DataLoader[Batch]:
+    """What process `rank` takes of the `batches` of row numbers, padded, as tensors.
 
-    None: a batch is whole; on a CPU of at most MOST_TOKENS_ON_CPU tokens.
+    Args:
+        most: the most rows of a micro-batch; None: a share is whole, on a CPU of at most
+            MOST_TOKENS_ON_CPU tokens.
     """
+    most_tokens = MOST_TOKENS_ON_CPU if device == "cpu" else sys.maxsize
+    # The matrix units of a GPU work on tiles. A model may have max_length positions only.
+    multiple = 8 if device == "cuda" and max_length % 8 == 0 else 1
+
+    def load(batch: np.ndarray) -> Batch:
+        shares = share_out(tokens.lengths[batch], processes)
+        own, micro_batches = batch[shares[rank]], []
+        if len(own):
+            rows = tokens.__getitems__(own)
+            micro_batches = collate(rows, pad_token_id, most, most_tokens, multiple)
+        return Batch(micro_batches, list(map(len, shares)))
+
+    # One by one, as they are batches already.
     return torch.utils.data.DataLoader(
-        tokens,
-        batch_sampler=batches,
-        collate_fn=functools.partial(
-            collate,
-            pad_token_id=pad_token_id,
-            most=most,
-            most_tokens=MOST_TOKENS_ON_CPU if device == "cpu" else sys.maxsize,
-            # The matrix units of a GPU work on tiles. A model may have max_length positions only.
-            multiple=8 if device == "cuda" and max_length % 8 == 0 else 1,
-        ),
-        pin_memory=device == "cuda",
+        batches, batch_size=None, collate_fn=load, pin_memory=device == "cuda"
     )
 
 

@@ -8,6 +8,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
+import processes
+
 # oneDNN would keep 1024 of the programs that it writes, up to 40 for each length of a batch, in
 # hundreds of megabytes; those of a step are enough. It looks here when it is first used.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
@@ -40,7 +42,9 @@ def prepare(model: PreTrainedModel, settings: SimpleNamespace) -> None:
         model.compile(dynamic=True)  # One program for all lengths, not one for each.
     elif settings.device == "cpu":
         words = model.get_input_embeddings()
-        if type(words) is nn.Embedding and words.weight.requires_grad:
+        # Of several processes DistributedDataParallel keeps the gradients.
+        is_alone = processes.count() == 1
+        if is_alone and type(words) is nn.Embedding and words.weight.requires_grad:
             _keep_gradient(words)
         has_onednn = torch.backends.mkldnn.is_available()
         is_wide = torch.backends.cpu.get_cpu_capability() == "AVX512"

@@ -4,6 +4,7 @@ python finetune.py --epochs 3                         DistilBERT on SST-2, from 
 python finetune.py --data reviews.csv                 your own table of texts and labels
 python finetune.py --model builtin --data builtin     what is installed here, without a network
 python finetune.py … --output-dir runs/a --resume     starts a run, or goes on with the one there
+torchrun --nproc-per-node 8 finetune.py …             the same run on eight GPUs, or CPU cores
 """
 
 import console
@@ -11,6 +12,8 @@ import console
 if __name__ == "__main__":
     console.end_on_signals()
 
+import contextlib
+import itertools
 import math
 import shlex
 import sys
@@ -21,6 +24,7 @@ from pathlib import Path
 import files
 import hub
 import model_files
+import processes
 import record as records
 import run_folder
 from console import InputError, RunError, progress, result, say
@@ -82,12 +86,15 @@ RESUME = False
 if __name__ == "__main__":
     # Read before the libraries below, whose import takes seconds: --help and a wrong flag are
     # answered at once. The Hub is asked here too: where it is silent, those would wait for minutes.
-    with console.exit_codes():
-        settings = read_settings(globals(), sys.argv[1:])
-        if finished := run_folder.result_of(settings):
+    with console.exit_codes(processes.may_tell):
+        processes.join(sys.argv[1:])
+        settings = processes.by_first(read_settings, globals(), sys.argv[1:])
+        if finished := processes.by_first(run_folder.result_of, settings):
             say(f"this run is complete; {finished}")
             sys.exit()
-        hub_problem = hub.ask(settings)
+        hub_problem = processes.by_first(hub.ask, settings)
+        if hub_problem:
+            hub.go_offline()
 
 import torch
 import transformers
@@ -99,8 +106,6 @@ import checkpoint
 import data
 import faster
 import model as models
-
-MicroBatches = list[dict[str, torch.Tensor]]  # One batch, in parts that fit on the device.
 
 # ---- Train ----
 
@@ -139,20 +144,26 @@ def forward(
 def training_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    micro_batches: MicroBatches,
+    batch: data.Batch,
     settings: Settings,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One optimizer step on one batch: its mean loss and the gradient's norm, on the device."""
-    sentences = sum(len(batch["labels"]) for batch in micro_batches)
+    sentences = sum(batch.shares)
     loss = torch.zeros((), device=model.device)
     optimizer.zero_grad()  # backward() adds to the gradients that are there.
-    for batch in micro_batches:
-        logits, labels = forward(model, batch, settings)
-        # Summed, then divided by the sentences of the whole step: micro-batches of any size add up
-        # to exactly the mean of the batch, and so do their gradients.
-        share = F.cross_entropy(logits, labels, reduction="sum") / sentences
-        share.backward()
-        loss += share.detach()
+    # Where the share of this process is empty, the others wait for its gradient all the same.
+    micro_batches = batch.micro_batches or [data.NO_SENTENCE]
+    for micro_batch in micro_batches:
+        with processes.only_added_up(model, is_last=micro_batch is micro_batches[-1]):
+            logits, labels = forward(model, micro_batch, settings)
+            # Summed, then divided by the sentences of the whole step: micro-batches of any size,
+            # on any number of processes, add up to exactly the mean of the batch, and so do their
+            # gradients.
+            part = F.cross_entropy(logits, labels, reduction="sum") / sentences
+            # Of several processes' gradients the mean is taken, and not the sum.
+            (part * len(batch.shares)).backward()
+        loss += part.detach()
+    processes.sum_up(loss)
     norm = nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm or math.inf)
     optimizer.step()
     return loss, norm
@@ -161,7 +172,7 @@ def training_step(
 def train_epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    loader: DataLoader[MicroBatches],
+    loader: DataLoader[data.Batch],
     settings: Settings,
     state: dict,
     steps: int,
@@ -178,16 +189,20 @@ def train_epoch(
     """
     model.train()
     sentences, started = state["sentences"], time.monotonic()
-    for micro_batches in loader:
+    # Each process leaves out weights of its own.
+    dropout = "dropout" if processes.is_first() else f"dropout of process {processes.rank()}"
+    for batch in loader:
         step = state["step"]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, steps, settings)
         # Dropout's numbers follow from the step alone, so that any step can be repeated.
-        torch.manual_seed(int(data.generator(settings.seed, "dropout", step).integers(2**63)))
-        loss_and_norm = training_step(model, optimizer, micro_batches, settings)
+        torch.manual_seed(int(data.generator(settings.seed, dropout, step).integers(2**63)))
+        loss_and_norm = training_step(model, optimizer, batch, settings)
         state["unread"].append(torch.stack(loss_and_norm))
         state["step"] += 1
-        state["sentences"] += sum(len(batch["labels"]) for batch in micro_batches)
+        state["sentences"] += sum(batch.shares)
+        pairs = itertools.zip_longest(state["by_process"], batch.shares, fillvalue=0)
+        state["by_process"] = list(map(sum, pairs))
         ends_epoch, line = (step + 1) % (steps // settings.epochs) == 0, None
         if (step + 1) % settings.log_every == 0 or ends_epoch:
             read_window(state, steps, settings)
@@ -228,23 +243,28 @@ def read_window(state: dict, steps: int, settings: Settings) -> None:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, loader: DataLoader[MicroBatches], settings: Settings
+    model: nn.Module, loader: DataLoader[data.Batch], settings: Settings
 ) -> tuple[dict[str, float], float]:
-    """The accuracy over all sentences of `loader`, and their mean loss."""
+    """The accuracy over all sentences of `loader`, of all processes, and their mean loss."""
     from metric import Accuracy  # Takes seconds to import; the input is known to be right by now.
 
     model.eval()
-    metric, loss_sum, sentences = Accuracy(), 0.0, 0
+    predictions, references, loss_sum = [], [], 0.0
     with progress(len(loader), "batches", "evaluating") as bar:
-        for micro_batches in loader:
-            for batch in micro_batches:
-                logits, labels = forward(model, batch, settings)
-                metric.add_batch(predictions=logits.argmax(dim=-1).cpu(), references=labels.cpu())
+        for batch in loader:
+            for micro_batch in batch.micro_batches:
+                logits, labels = forward(model, micro_batch, settings)
+                predictions += logits.argmax(dim=-1).tolist()
+                references += labels.tolist()
                 loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
-                sentences += len(labels)
             bar.update()
-            console.raise_if_told_to_stop()
-    return metric.compute(), loss_sum / sentences
+            processes.stop_if_told()
+    metric, losses, sentences = Accuracy(), 0.0, 0
+    for of_one in processes.gather((predictions, references, loss_sum)):
+        metric.add_batch(predictions=of_one[0], references=of_one[1])
+        losses += of_one[2]
+        sentences += len(of_one[0])
+    return metric.compute(), losses / sentences
 
 
 # ---- The whole run ----
@@ -266,9 +286,10 @@ def fit(
         The kept epoch (from 0), its accuracy and loss on validation, and its accuracy on test.
     """
 
-    def loader(split: str, batches: list) -> DataLoader[MicroBatches]:
+    def loader(split: str, batches: list) -> DataLoader[data.Batch]:
         widths = tokenizer.pad_token_id, settings.micro_batch_size, settings.max_length
-        return data.make_loader(tokens[split], batches, *widths, settings.device)
+        place = processes.rank(), processes.count()
+        return data.make_loader(tokens[split], batches, *widths, settings.device, *place)
 
     def score(model: nn.Module, split: str, most: int | None = None) -> tuple[dict, float]:
         batches = data.sorted_batches(tokens[split].lengths, settings.batch_size)
@@ -276,17 +297,20 @@ def fit(
 
     def log(line: dict) -> None:
         state["history"].append(line)
-        files.append_line(folder / run_folder.METRICS, line)
+        if processes.is_first():
+            files.append_line(folder / run_folder.METRICS, line)
 
     def save() -> None:
         nonlocal saved, saved_at
-        if saved != (state["epoch"], state["step"]):
+        if processes.is_first() and saved != (state["epoch"], state["step"]):
             read_window(state, steps, settings)
             seconds = state["seconds"] + time.monotonic() - started
             checkpoint.save(checkpoint_file, state | {"seconds": seconds}, model, optimizer)
             saved, saved_at = (state["epoch"], state["step"]), time.monotonic()
 
     def keep() -> None:
+        if not processes.is_first():
+            return
         is_over = state["step"] == state["epoch"] * steps_per_epoch
         if is_over and state["kept"].get("epoch") == state["epoch"] - 1:
             models.save_model(model, tokenizer, kept_model)
@@ -299,6 +323,7 @@ def fit(
     kept_model = folder / run_folder.MODEL
     optimizer = make_optimizer(model, settings)
     checkpoint.put_back(checkpoint_file, state, model, optimizer)
+    trained = processes.distribute(model)
     lengths = tokens["train"].lengths
     steps_per_epoch = math.ceil(len(lengths) / settings.batch_size)
     steps, sentences = settings.epochs * steps_per_epoch, settings.epochs * len(lengths)
@@ -307,27 +332,27 @@ def fit(
     # A first look at the longest sentences: what fails in the evaluation fails now, not in an hour.
     score(model, "validation", most=2)
     with (
-        console.stop_between_steps(),
+        console.stop_between_steps(once_more=not processes.is_launched()),
         progress(sentences, "sentences", "training", state["sentences"]) as bar,
     ):
         try:
             while True:
                 keep()  # At the start too, as a kill can come between a checkpoint and this.
-                console.raise_if_told_to_stop()
+                processes.stop_if_told()
                 if state["epoch"] == settings.epochs:
                     break
                 epoch = state["epoch"]
                 batches = data.epoch_batches(lengths, settings.batch_size, settings.seed, epoch)
                 # A run that goes on does not even read what it has trained on.
                 rest = loader("train", batches[state["step"] - epoch * steps_per_epoch :])
-                for line in train_epoch(model, optimizer, rest, settings, state, steps):
+                for line in train_epoch(trained, optimizer, rest, settings, state, steps):
                     if line:
                         log(line)
                         bar.set_postfix_str(f"epoch {epoch}, loss {line['loss']:.3f}", False)
                     bar.update(state["sentences"] - bar.n)
                     if time.monotonic() - saved_at >= 60 * settings.checkpoint_minutes:
                         save()
-                    console.raise_if_told_to_stop()
+                    processes.stop_if_told()
                 metrics, loss = score(model, "validation")
                 if not math.isfinite(loss):
                     raise RunError(
@@ -344,6 +369,7 @@ def fit(
                 result(f"epoch {epoch}: {metrics}")  # Where stdout is closed, nothing else is lost.
         except console.Stopped:
             save()
+            processes.gather(None)  # Else torchrun ends them all with the first that has ended.
             where = shlex.quote(str(folder))
             how = f"give the same command with --output-dir {where} --resume"
             say(f"to go on from step {state['step']}, {how}")
@@ -353,24 +379,31 @@ def fit(
     if "test" in tokens:  # Once, with the kept model as it was written.
         labels = list(model.config.id2label.values())
         path = str(kept_model.absolute())  # And no name of one on the Hub.
-        written, *_ = models.load_model(path, labels, settings.max_length)
-        faster.prepare(written, settings)
-        metrics, _ = score(written, "test")
+        written = processes.by_first(
+            lambda: models.load_model(path, labels, settings.max_length)[0].state_dict()
+        )
+        model.load_state_dict(written)
+        metrics, _ = score(model, "test")
         say(f"test: {metrics}")
         kept["test_accuracy"] = metrics["accuracy"]
     return kept
 
 
-def main(settings: Settings, hub_problem: str | None) -> None:
-    """One run: from the names of model and data to the kept model in the run's folder."""
-    started = time.monotonic()
+def load(settings: Settings, hub_problem: str | None) -> tuple:
+    """What `settings` names, with what is left to be found out filled in there.
+
+    Returns:
+        The data.LabelledText, the model, its tokenizer, and the record of the run.
+    Raises:
+        InputError: with each problem of device, data and model.
+    """
     replaced = hub.put_stand_ins(settings, hub_problem, model_files.find_model)
     settings.learning_rate = settings.learning_rate or models.learning_rate(settings.model)
 
     problems: list[str] = []
     labels = ["no", "labels"]  # Where the data is wrong the model is looked at all the same.
     with console.gather(problems):
-        settings.device = models.choose_device(settings.device)
+        settings.device = models.choose_device(settings.device, processes.on_this_machine())
     with console.gather(problems):
         text = data.load(settings.data, settings.text_column, settings.label_column, settings.seed)
         labels = text.labels
@@ -390,26 +423,55 @@ def main(settings: Settings, hub_problem: str | None) -> None:
     if size := settings.max_train_samples:
         text.splits["train"] = data.subset(text.splits["train"], size, settings.seed)
     record = records.describe(settings, replaced, text, Path(model.name_or_path))
-    for line in records.summary(record):
-        say(line)
-    with run_folder.claim(settings, record) as (folder, record, state):
+    return text, model, tokenizer, record
+
+
+def main(settings: Settings, hub_problem: str | None) -> None:
+    """One run: from the names of model and data to the kept model in the run's folder."""
+    started = time.monotonic()
+    record = labels = checkpoint_folder = None
+    with processes.together():
+        if processes.leads():
+            text, model, tokenizer, record = load(settings, hub_problem)
+            labels, checkpoint_folder = text.labels, model.name_or_path
+    processes.refuse_differences(record and records.must_be_same(record))
+    # The others have it from the first process of their machine.
+    settings, labels, source = processes.from_leader((settings, labels, checkpoint_folder))
+    if not processes.leads():
+        model, tokenizer, _ = models.load_model(source, labels, settings.max_length)
+    if record:
+        for line in records.summary(record):
+            say(line)
+
+    is_first = processes.is_first()
+    claim = run_folder.claim(settings, record) if is_first else contextlib.nullcontext([None] * 3)
+    with claim as (folder, record, state):
+        folder, state = processes.from_first((folder, state))
         say(f"writing to {folder}")
-        tokens = {
-            split: data.tokenize(rows, text.ids, tokenizer, length, split)
-            for split, rows in text.splits.items()
-        }
+        tokens = {}
+        with processes.together():
+            if processes.leads():
+                for split, rows in text.splits.items():
+                    length = settings.max_length
+                    tokens[split] = data.tokenize(rows, text.ids, tokenizer, length, split)
+        found = processes.from_leader({split: rows.files() for split, rows in tokens.items()})
+        tokens = tokens or {split: data.map_tokens(files) for split, files in found.items()}
         if settings.freeze_embeddings:
             model.get_input_embeddings().requires_grad_(False)
         faster.prepare(model, settings)
         state["seconds"] += time.monotonic() - started
         kept = fit(model, tokenizer, tokens, settings, folder, state)
-        record["result"] = kept | {"seconds": round(state["seconds"], 1)}
-        run_folder.finish(folder, record, state["history"])
-    say(run_folder.result_line(folder, record["result"]))
-    if record["replaced"]:
-        say(hub.stand_in_line(record["replaced"]))
+        if is_first:
+            record["by_process"] = state["by_process"]
+            record["result"] = kept | {"seconds": round(state["seconds"], 1)}
+            run_folder.finish(folder, record, state["history"])
+    if is_first:
+        say(run_folder.result_line(folder, record["result"]))
+        if record["replaced"]:
+            say(hub.stand_in_line(record["replaced"]))
 
 
 if __name__ == "__main__":
-    with console.exit_codes():
+    with console.exit_codes(processes.may_tell):
         main(settings, hub_problem)
+        processes.leave()

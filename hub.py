@@ -48,21 +48,22 @@ def is_needed(part: str, name: str) -> bool:
 
 
 def ask(settings: SimpleNamespace) -> str | None:
-    """Ask the Hub once, if the run needs it: None where it answers, else why it is out of reach.
-
-    Where it is, its libraries are put offline for the whole run: what they have cached still works,
-    and the rest fails at once; left to themselves they try for minutes.
-    """
+    """Ask the Hub once, if the run needs it: None where it answers, else why it is out of reach."""
     parts = [part for part in ("model", "data") if is_needed(part, getattr(settings, part))]
     if not parts:
         return None
     name = getattr(settings, parts[0])
-    reason = _why_out_of_reach(parts[0], SHORT_NAMES.get(name, name).partition(":")[0])
-    if reason:
-        huggingface_hub.constants.HF_HUB_OFFLINE = True
-        if datasets := sys.modules.get("datasets"):  # It has copied the constant.
-            datasets.config.HF_HUB_OFFLINE = True
-    return reason
+    return _why_out_of_reach(parts[0], SHORT_NAMES.get(name, name).partition(":")[0])
+
+
+def go_offline() -> None:
+    """Put the Hub's libraries offline for the whole run: what they have cached still works.
+
+    The rest fails at once; left to themselves they would try for minutes.
+    """
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    if datasets := sys.modules.get("datasets"):  # It has copied the constant.
+        datasets.config.HF_HUB_OFFLINE = True
 
 
 def _why_out_of_reach(part: str, repository: str) -> str | None:

@@ -25,11 +25,20 @@ def learning_rate(name: str) -> float:
     return 1e-4 if name == "builtin" else 3e-5
 
 
-def choose_device(asked: str) -> str:
-    """The device that was asked for, or with `auto` the best that there is."""
+def choose_device(asked: str, processes: int = 1) -> str:
+    """The device that was asked for, or with `auto` the best that there is.
+
+    Args:
+        processes: how many of the run there are on this machine; each takes a GPU of its own.
+    """
+    if asked in ("auto", "cuda") and 0 < torch.cuda.device_count() < processes:
+        raise InputError(
+            f"--device {asked}: {processes} processes on a machine of {torch.cuda.device_count()} "
+            "GPUs; start one for each (torchrun --nproc-per-node)"
+        )
     available = {
         "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
+        "mps": torch.backends.mps.is_available() and processes == 1,
         "cpu": True,
     }
     if asked != "auto" and not available[asked]:

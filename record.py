@@ -2,7 +2,6 @@
 
 import datetime
 import hashlib
-import importlib.metadata
 import json
 import math
 import platform
@@ -10,12 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import hub
+import mapped
 import model_files
+import processes
 import tables
 from console import InputError, say
 
 NAME = "run.json"
-PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "evaluate", "numpy", "safetensors")
 AUTOMATIC = (None, "auto")  # The values of a setting that the run finds out.
 # These change nothing in what a run comes to, or how sums are rounded (and, with dropout, which
 # random numbers a device draws); a run goes on with others.
@@ -53,12 +53,23 @@ def describe(settings: SimpleNamespace, replaced: dict, text, model: Path) -> di
             "files": tables.digests(settings.data),
         },
         "device": device,
+        "processes": processes.count(),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | processes.versions(),
+        "code": hashlib.sha256(json.dumps(processes.code()).encode()).hexdigest()[:12],
         "resumed": [],
         "result": None,
+    }
+
+
+def must_be_same(record: dict) -> dict[str, object]:
+    """What each machine of a run must have found to be the same, by its name for people."""
+    settings, fingerprints = record["settings"], record["fingerprints"]
+    return {
+        "the data": (fingerprints["data"], record["labels"]),
+        "the model": fingerprints["model"],
+        "the device": (settings["device"], settings["precision"]),
     }
 
 
@@ -66,7 +77,7 @@ def _fingerprint(rows) -> str:
     """SHA-256 over what is trained on, wherever it came from, and by whatever version."""
     digest = hashlib.sha256()
     columns = rows.select_columns(["text", "text_pair", "label"]).with_format("arrow")
-    for table in columns.iter(batch_size=10_000):
+    for table in mapped.in_parts(columns.iter(batch_size=10_000), size=10):
         # Taken, the same rows have the same bytes; as they lie in a larger table they may not.
         for batch in table.take([*range(len(table))]).combine_chunks().to_batches():
             digest.update(batch.serialize())
@@ -104,10 +115,12 @@ def summary(record: dict) -> list[str]:
     sizes = ", ".join(f"{size:,} {split}" for split, size in record["sentences"].items())
     classes = f"{len(labels)} classes" + (f" ({', '.join(labels)})" if len(labels) <= 10 else "")
     steps = math.ceil(record["sentences"]["train"] / settings["batch_size"])
+    number = record["processes"]
+    shared = f", shared by {number} processes" if number > 1 else ""
     return [
         f"{settings['model']} on {settings['data']} (columns {columns}): {sizes}; {classes}",
         f"{settings['epochs']} epochs of {steps:,} steps, learning rate "
-        f"{settings['learning_rate']:g}, {settings['device']}, {settings['precision']}",
+        f"{settings['learning_rate']:g}, {settings['device']}, {settings['precision']}{shared}",
     ]
 
 
@@ -200,7 +213,7 @@ def resumed(found: dict, now: dict, step: int) -> dict:
 
 def _conditions(record: dict) -> dict:
     """What numbers can depend on in their last digits."""
-    names = ("device", "threads", "cpu_capability")
+    names = ("device", "processes", "threads", "cpu_capability", "code")
     return {name: record.get(name) for name in names} | {
-        name: record["versions"].get(name) for name in ("python", *PACKAGES)
+        name: record["versions"].get(name) for name in ("python", *processes.PACKAGES)
     }

@@ -62,8 +62,8 @@ def prepare(way: str, rows):
 def run(model, optimizer, settings, batches) -> float:
     """Milliseconds a step."""
     started = time.perf_counter()
-    for micro_batches in batches:
-        finetune.training_step(model, optimizer, micro_batches, settings)
+    for batch in batches:
+        finetune.training_step(model, optimizer, batch, settings)
     if settings.device == "cuda":
         torch.cuda.synchronize()
     return 1e3 * (time.perf_counter() - started) / len(batches)

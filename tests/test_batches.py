@@ -135,7 +135,7 @@ def test_lengths_are_rounded_up_to_8_on_a_gpu_and_never_beyond_the_models_positi
     text = make_text(tmp_path, ["warm and funny"] * 4)  # With two special tokens, five.
     tokens = data.tokenize(text.splits["train"], text.ids, tokenizer, max_length, "train")
     loader = data.make_loader(tokens, [np.arange(4)], 0, 4, max_length, device)
-    (batch,) = loader.collate_fn(tokens.__getitems__([0, 1]))
+    (batch,) = loader.collate_fn(np.arange(2)).micro_batches
     assert batch["input_ids"].shape == (2, width) and loader.pin_memory == (device == "cuda")
 
 
@@ -148,7 +148,7 @@ def test_a_cpu_takes_1024_tokens_at_a_time_unless_a_number_of_sentences_is_asked
     text = make_text(tmp_path, ["film " * 300] * 20)
     tokens = data.tokenize(text.splits["train"], text.ids, tokenizer, 240, "train")
     loader = data.make_loader(tokens, [np.arange(18)], 0, most, 240, device)
-    batches = loader.collate_fn(tokens.__getitems__(list(range(18))))
+    batches = loader.collate_fn(np.arange(18)).micro_batches
     assert len(batches) == parts and batches[0]["input_ids"].shape[1] == 240
 
 

@@ -280,9 +280,7 @@ def test_evaluation_counts_every_sentence_once_as_a_pipeline_does(tmp_path):
     tokens, tokenizer, rows = make_tokens(tmp_path, 45)
     model = no_dropout(tmp_path)
     settings = make_settings("--batch-size", "8")
-    collate = functools.partial(data.collate, pad_token_id=0, most=3)
-    batches = data.sorted_batches(tokens.lengths, 8)
-    loader = DataLoader(tokens, batch_sampler=batches, collate_fn=collate)
+    loader = data.make_loader(tokens, data.sorted_batches(tokens.lengths, 8), 0, 3, 64, "cpu")
     metrics, loss = script.evaluate(model, loader, settings)
     answers = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)(
         [text for text, _ in rows]
@@ -360,9 +358,7 @@ def test_training_has_dropout_and_evaluation_has_none(tmp_path):
     settings = make_settings("--epochs", "1", "--learning-rate", "1e-3")
     train(model, tokens, settings)
     assert modes == [True, True]
-    collate = functools.partial(data.collate, pad_token_id=0, most=32)
-    batches = data.sorted_batches(tokens.lengths, 32)
-    loader = DataLoader(tokens, batch_sampler=batches, collate_fn=collate)
+    loader = data.make_loader(tokens, data.sorted_batches(tokens.lengths, 32), 0, 32, 64, "cpu")
     first, again = (script.evaluate(model, loader, settings) for _ in range(2))
     assert modes[2:] == [False] * 4 and first == again
 
@@ -425,12 +421,12 @@ def test_compiling_writes_a_few_programs_for_batches_of_forty_lengths(tmp_path):
     torch._dynamo.utils.counters.clear()
     for tokens in range(4, 44):
         rows = [{"input_ids": [1000] * (tokens - row), "labels": row % 2} for row in range(3)]
-        batches = data.collate(rows, 0, 3)
+        batch = data.Batch(data.collate(rows, 0, 3), [3])
         model.train()
-        script.training_step(model, optimizer, batches, settings)
+        script.training_step(model, optimizer, batch, settings)
         model.eval()
         with torch.inference_mode():
-            script.forward(model, batches[0], settings)
+            script.forward(model, batch.micro_batches[0], settings)
     programs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     print(f"{programs} programs")
     assert 1 <= programs <= 4

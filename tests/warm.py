@@ -34,6 +34,7 @@ import console
 import finetune
 import hub
 import metric  # noqa: F401
+import processes
 import run_folder
 from settings import read_settings
 
@@ -42,12 +43,14 @@ def program(flags: list[str], before: Callable[[], None]) -> None:
     """What finetune.py does where it is the program."""
     console.end_on_signals()
     before()
-    with console.exit_codes():
-        settings = read_settings(vars(finetune), flags)
-        if finished := run_folder.result_of(settings):
+    with console.exit_codes(processes.may_tell):
+        processes.join(flags)
+        settings = processes.by_first(read_settings, vars(finetune), flags)
+        if finished := processes.by_first(run_folder.result_of, settings):
             console.say(f"this run is complete; {finished}")
             sys.exit()
-        finetune.main(settings, hub.ask(settings))
+        finetune.main(settings, processes.by_first(hub.ask, settings))
+        processes.leave()
 
 
 def start(flags: list[str], log: Path, before: Callable[[], None] = lambda: None) -> int:

@@ -1,0 +1,267 @@
+"""The processes of one run, as torchrun starts them: who is who, and what they tell each other.
+
+Without torchrun there is one process, and each of these functions does what it says for that one.
+The first process of a machine leads it: it prepares what the others of the machine then only map.
+"""
+
+import contextlib
+import datetime
+import hashlib
+import importlib.metadata
+import itertools
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import console
+from console import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+T = TypeVar("T")
+
+# Else DistributedDataParallel warns of what is meant: see `distribute`. torch looks here when it is
+# imported.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+# What must be of one version wherever a part of the run is computed.
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "evaluate", "numpy", "safetensors")
+# Leaders read and tokenize for as long as it takes, while all others wait.
+LONGEST_WAIT = datetime.timedelta(days=7)
+
+_group = None  # For what is said and not computed: on the CPU, and it can wait.
+
+
+# ---- Who is who ----
+
+
+def is_launched() -> bool:
+    """Whether torchrun has started this process: others set RANK and WORLD_SIZE too."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _of_torchrun(name: str, alone: int) -> int:
+    return int(os.environ[name]) if is_launched() else alone
+
+
+def rank() -> int:
+    """The number of this process in the run, from 0."""
+    return _of_torchrun("RANK", 0)
+
+
+def count() -> int:
+    """How many processes the run has, on all machines."""
+    return _of_torchrun("WORLD_SIZE", 1)
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and prints."""
+    return rank() == 0
+
+
+def on_this_machine() -> int:
+    """How many processes of the run this machine has."""
+    return _of_torchrun("LOCAL_WORLD_SIZE", 1)
+
+
+def leads() -> bool:
+    """Whether this is the first process of its machine."""
+    return _of_torchrun("LOCAL_RANK", 0) == 0
+
+
+# ---- Meeting ----
+
+
+def join(argv: list[str]) -> None:
+    """Meet the other processes of the run, if there are any.
+
+    Raises:
+        InputError: one of them runs other code or another command, or has no device of its own.
+    """
+    global _group
+    if count() == 1:
+        return
+    console.is_quiet = not is_first()
+    import torch
+    from torch import distributed
+
+    has_gpus, number = torch.cuda.is_available(), _of_torchrun("LOCAL_RANK", 0)
+    if has_gpus and number < torch.cuda.device_count():
+        torch.cuda.set_device(number)
+    # gloo carries what lies in the machine's memory, and NCCL what lies in a GPU's.
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if has_gpus else "gloo")
+    _group = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+    refuse_differences({"the command line": argv} | code() | versions())
+
+
+def leave() -> None:
+    """Part from the others, at the end of the run."""
+    if count() > 1:
+        from torch import distributed
+
+        distributed.destroy_process_group()
+
+
+def code() -> dict[str, str]:
+    """SHA-256 of each file of this program."""
+    files = sorted(Path(__file__).resolve().parent.glob("*.py"))
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def versions() -> dict[str, str]:
+    """The versions of the libraries that numbers depend on."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+# ---- Telling each other ----
+
+
+def gather(value: T) -> list[T]:
+    """The `value` of each process, in all of them, in the order of their numbers."""
+    if count() == 1:
+        return [value]
+    from torch import distributed
+
+    values = [None] * count()
+    distributed.all_gather_object(values, value, _group)
+    return values
+
+
+def from_first(value: T) -> T:
+    """The first process's `value`, in all of them."""
+    if count() == 1:
+        return value
+    from torch import distributed
+
+    box = [value if is_first() else None]
+    distributed.broadcast_object_list(box, 0, _group)
+    return box[0]
+
+
+def from_leader(value: T) -> T:
+    """The `value` of the first process of this machine."""
+    return gather(value if leads() else None)[rank() - _of_torchrun("LOCAL_RANK", 0)]
+
+
+def by_first(function: Callable[..., T], *arguments: object) -> T:
+    """What the first process gets of `function`, in all of them; an InputError of it, too."""
+    value = None
+    with together():
+        if is_first():
+            value = function(*arguments)
+    return from_first(value)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """An InputError, or an exit, that comes inside in one process comes in all of them."""
+    if count() == 1:
+        yield
+        return
+    problems: list[str] = []
+    exits: SystemExit | None = None
+    with console.gather(problems):
+        try:
+            yield
+        except SystemExit as error:
+            exits = error
+    if exits := next(filter(None, gather(exits)), None):
+        raise exits
+    found = gather((socket.gethostname(), problems))
+    for number, (host, of_other) in enumerate(found[1:], 1):
+        of_first = found[0][1]
+        found[number] = host, [f"{host}: {x}" for x in of_other if x not in of_first]
+    if problems := list(dict.fromkeys(itertools.chain(*(problems for _, problems in found)))):
+        raise InputError(*problems)
+
+
+def refuse_differences(what: dict[str, object] | None) -> None:
+    """Raise an InputError in all processes where one has another value of `what` than the first.
+
+    Args:
+        what: values by their names for people; None: this process has none to compare.
+    """
+    found = gather((socket.gethostname(), what))
+    (first_host, first), *others = found
+    problems = {}  # One for each host, and not for each of its processes.
+    for host, other in others:
+        if names := [name for name in first if other and other.get(name) != first[name]]:
+            problems[host] = (
+                f"{host}: not as on {first_host}, where the first process is: {', '.join(names)}; "
+                "give the same command, with the same files, on each machine"
+            )
+    if problems:
+        raise InputError(*problems.values())
+
+
+def may_tell() -> bool:
+    """Whether this process is the one to tell what has gone wrong: the first that asks, once."""
+    if _group is None:
+        return is_first()
+    from torch import distributed
+
+    try:
+        # Of torchrun's own process, and so there when others are not.
+        return distributed.distributed_c10d._get_default_store().add("has told", 1) == 1
+    except RuntimeError:
+        return is_first()
+
+
+def sum_up(tensor: "torch.Tensor") -> None:
+    """Put the sum of all processes' `tensor` in its place."""
+    if count() > 1:
+        from torch import distributed
+
+        distributed.all_reduce(tensor)
+
+
+def highest(number: int) -> int:
+    """The highest `number` of all processes."""
+    if count() == 1:
+        return number
+    import torch
+    from torch import distributed
+
+    box = torch.tensor(number)
+    distributed.all_reduce(box, distributed.ReduceOp.MAX, _group)
+    return int(box)
+
+
+def stop_if_told() -> None:
+    """Raise Stopped in all processes where a signal inside `stop_between_steps` told one to."""
+    if number := highest(console.told_to_stop()):
+        raise console.Stopped(number)
+
+
+# ---- Training together ----
+
+
+def distribute(model: "nn.Module") -> "nn.Module":
+    """The model with gradients that are the mean of all processes' after each backward pass.
+
+    The weights of the first process are sent to all others.
+    """
+    if count() == 1:
+        return model
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel(
+        model,
+        forward_sync_buffers=False,  # None of an encoder's is changed by training.
+        gradient_as_bucket_view=True,  # Not a copy of each gradient beside it.
+        # Some encoders have weights that no classifier reads. And only then the order in which
+        # gradients are summed stays the same from the first step on: a run that goes on would come
+        # to other bits.
+        find_unused_parameters=True,
+    )
+
+
+def only_added_up(model: "nn.Module", is_last: bool) -> contextlib.AbstractContextManager:
+    """Inside, gradients of a step's micro-batches stay here; those of the last one are sent."""
+    if count() == 1 or is_last:
+        return contextlib.nullcontext()
+    return model.no_sync()

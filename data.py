@@ -25,7 +25,7 @@ datasets.disable_progress_bars()
 MOST_BATCHES_PER_BUCKET = 100
 # At a time, where nobody says how many sentences: with more a CPU takes more memory, not less time.
 MOST_TOKENS_ON_CPU = 1024
-ROWS_BETWEEN_RELEASES = 2000
+ROWS_BETWEEN_RELEASES = 1000  # Of mapped pages: each row is on pages of its own, in random order.
 # Of a share of a batch that is empty: it has no loss, as torch ignores this label.
 NO_SENTENCE = {
     "input_ids": torch.zeros(1, 1, dtype=torch.int64),
@@ -118,7 +118,8 @@ def hold_out(
 ) -> dict[str, datasets.Dataset]:
     """A tenth of the training rows as validation, of each class alike; a class of one row stays."""
     train = splits["train"]
-    classes = np.array([ids[label] for label in train["label"]])
+    parts = mapped.in_parts(train.data["label"].chunks)
+    classes = np.concatenate([[ids[label] for label in part.to_pylist()] for part in parts])
     rows_of_class = np.bincount(classes)
     order = np.lexsort((generator(seed, "hold out").random(len(train)), classes))
     order = order[rows_of_class[classes[order]] > 1]
@@ -189,6 +190,8 @@ def tokenize(
             return_token_type_ids="token_type_ids" in columns,
         )
         bar.update(len(batch["text"]))
+        if bar.n % 100_000 < len(batch["text"]):
+            mapped.release()
         return {column: encoded[column] for column in columns} | {
             "labels": [ids[label] for label in batch["label"]],
             "was_cut": [bool(encoding.overflowing) for encoding in encoded.encodings],
@@ -197,7 +200,7 @@ def tokenize(
     # The cache's key is made by hand: a tokenizer's state, and so its hash, changes with its use.
     forget_padding(tokenizer)
     state = (tokenizer.backend_tokenizer.to_str(), tokenizer.truncation_side, max_length)
-    content = (split._fingerprint, state, sorted(columns), ids, "tokens 1")
+    content = (split._fingerprint, state, sorted(columns), ids, "tokens 2")
     with progress(len(split), "sentences", f"tokenizing {what}") as bar:
         rows = split.map(
             encode,
@@ -207,8 +210,9 @@ def tokenize(
                 columns | {"labels": datasets.Value("int64"), "was_cut": datasets.Value("bool")}
             ),
             new_fingerprint=datasets.fingerprint.Hasher.hash(content),
+            writer_batch_size=tables.ROWS_AT_A_TIME,
         )
-    cut = pyarrow.compute.sum(rows.data["was_cut"]).as_py()
+    cut = sum(part.true_count for part in mapped.in_parts(rows.data["was_cut"].chunks))
     if cut:
         say(f"{cut:,} of {len(rows):,} {what} sentences were cut to {max_length} tokens")
     return TokenizedText(rows.remove_columns("was_cut"))

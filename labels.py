@@ -6,6 +6,7 @@ from decimal import Decimal
 import pyarrow.compute
 from datasets import Dataset
 
+import mapped
 from console import InputError
 from readers import MOST_PROBLEMS
 from tables import Table
@@ -15,8 +16,17 @@ NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d{1,3})?", re.IGNORECASE)
 
 def has_labels(test: Dataset, train: Dataset) -> bool:
     """Whether there is any label in `test`; −1 is none, as in GLUE, unless training has it too."""
-    given, known = ({_plain(x) for x in rows.unique("label") if x} for rows in (test, train))
+    given, known = ({_plain(x) for x in _counts(rows) if x} for rows in (test, train))
     return bool(given - ({"-1"} - known))
+
+
+def _counts(rows: Dataset) -> dict[str | None, int]:
+    """How many rows have each label, in the order in which they come."""
+    found: dict[str | None, int] = {}
+    for part in mapped.in_parts(rows.data["label"].chunks):
+        for row in part.value_counts().to_pylist():
+            found[row["values"]] = found.get(row["values"], 0) + row["counts"]
+    return found
 
 
 def label_ids(
@@ -25,12 +35,7 @@ def label_ids(
     own_order: list[str] | None,
 ) -> tuple[dict[str, int], list[str]]:
     """Ids in sorted order: numbers by value, words as text, a Hub data set's names in its own."""
-    found = {
-        split: {
-            row["values"]: row["counts"] for row in rows.data["label"].value_counts().to_pylist()
-        }
-        for split, rows in splits.items()
-    }
+    found = {split: _counts(rows) for split, rows in splits.items()}
     written = {label for labels in found.values() for label in labels if label is not None}
     words = {label: n for label, n in found["train"].items() if not NUMBER.fullmatch(label)}
     numeric = not words and not own_order

@@ -26,9 +26,10 @@ def release() -> None:
                 advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED)
 
 
-def in_parts(items: Iterable[T], size: int = 100) -> Iterator[T]:
+def in_parts(items: Iterable[T], size: int = 20) -> Iterator[T]:
     """The items, parts of a mapped file; after every `size` of them their pages are released."""
     for number, item in enumerate(items, 1):
         yield item
         if number % size == 0:
             release()
+    release()

@@ -1,0 +1,121 @@
+"""What a second process is worth: sentences a second of one, and of two that share each batch.
+
+python benchmarks/several.py            three rounds, 8 minutes on two cores
+python benchmarks/several.py --quick    one short round, two minutes
+
+At DistilBERT's size and 128 sentences a step, one thread a process; one process and two take turns,
+as torchrun starts them. Where the environment variable SST2 names no folder, and it does not lie
+beside the clone, random sentences of SST-2's lengths are taken. Results go to benchmarks/results/.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+from contenders import project_batches, project_settings
+from measure import machine
+from speed import spread
+from work import HERE, WARM_UP, make_sentences, new_model
+
+BATCH_SIZE = 128
+
+
+def in_processes(number: int, steps: int, folder: str) -> dict:
+    """What `number` processes measure together."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    command += [str(number), __file__, "--worker", folder, str(steps)]
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(f"error: {number} processes failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(folder: str, steps: int) -> dict:
+    """In one of the processes: the rate of all, and how a step's time was spent in this one."""
+    import datasets
+    import torch
+
+    import checkpoint
+    import data
+    import faster
+    import finetune
+    import processes
+
+    processes.join(sys.argv[1:])
+    settings, model = project_settings(BATCH_SIZE), new_model()
+    faster.prepare(model, settings)
+    tokens = data.TokenizedText(datasets.load_from_disk(folder).remove_columns("attention_mask"))
+    batches = project_batches(tokens, steps, settings)
+    widths = 0, settings.micro_batch_size, settings.max_length, settings.device
+    place = processes.rank(), processes.count()
+    loader = data.make_loader(tokens, batches, *widths, *place)
+    optimizer = finetune.make_optimizer(model, settings)
+    trained = processes.distribute(model)
+    ticks, tokens_of_each = [], []
+    optimizer.register_step_post_hook(lambda *_: ticks.append(time.perf_counter()))
+    state, all_steps = checkpoint.new_state({}), settings.epochs * len(batches)
+    for _ in finetune.train_epoch(trained, optimizer, loader, settings, state, all_steps):
+        pass
+    for batch in batches[WARM_UP:]:
+        shares = data.share_out(tokens.lengths[batch], processes.count())
+        tokens_of_each.append([int(tokens.lengths[batch][share].sum()) for share in shares])
+    seconds = ticks[-1] - ticks[WARM_UP - 1]
+    uneven = sum(max(each) for each in tokens_of_each) / sum(map(sum, tokens_of_each))
+    found = {
+        "sentences_per_second": steps * BATCH_SIZE / seconds,
+        "seconds_a_step": seconds / steps,
+        "largest_share": uneven,
+        "gradient_bytes": 4 * sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "threads": torch.get_num_threads(),
+    }
+    processes.leave()
+    return found
+
+
+def table(rounds: list[dict]) -> str:
+    """A line for each number of processes, and the ratio."""
+    lines = [f"{'processes':10}{'sentences/s':>20}{'s a step':>20}"]
+    for number in ("1", "2"):
+        of_one = [one[number] for one in rounds]
+        rate = spread([found["sentences_per_second"] for found in of_one])
+        seconds = spread([found["seconds_a_step"] for found in of_one], 2)
+        lines.append(f"{number:10}{rate:>20}{seconds:>20}")
+    ratios = [one["2"]["sentences_per_second"] / one["1"]["sentences_per_second"] for one in rounds]
+    megabytes = rounds[0]["2"]["gradient_bytes"] / 1e6
+    lines.append(
+        f"two are {spread(ratios, 2)} times as fast as one; {megabytes:.0f} MB of gradients"
+    )
+    return "\n".join(lines) + "\n"
+
+
+def main(quick: bool) -> None:
+    rounds, steps = [], 4 if quick else 12
+    with tempfile.TemporaryDirectory() as folder:
+        make_sentences().save_to_disk(folder)
+        for number in range(1 if quick else 3):
+            rounds.append({str(n): in_processes(n, steps, folder) for n in (1, 2)})
+            print(f"round {number + 1}: {rounds[-1]}", file=sys.stderr)
+    print(table(rounds), end="")
+    result = {"machine": machine(), "rounds": rounds, "table": table(rounds).splitlines()}
+    file = HERE / "results" / f"several{'-quick' * quick}.json"
+    file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    print(f"written to {file}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        found = measure(sys.argv[2], int(sys.argv[3]))
+        if int(os.environ["RANK"]) == 0:
+            print(json.dumps(found))
+    else:
+        parser = argparse.ArgumentParser(
+            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        parser.add_argument("--quick", action="store_true")
+        main(parser.parse_args().quick)

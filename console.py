@@ -244,8 +244,7 @@ def exit_codes(may_tell: Callable[[], bool] = lambda: True) -> Iterator[None]:
         problems, code = [one_line(error)], 1
     else:
         return
-    if may_tell():
-        is_quiet = False
+    is_quiet = not may_tell()
     for problem in problems:
         say("error: " + " ".join(problem.splitlines()))  # One line, whatever a name holds.
     raise SystemExit(code)

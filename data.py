@@ -205,6 +205,7 @@ def tokenize(
         rows = split.map(
             encode,
             batched=True,
+            batch_size=tables.ROWS_AT_A_TIME,
             remove_columns=split.column_names,
             features=datasets.Features(
                 columns | {"labels": datasets.Value("int64"), "was_cut": datasets.Value("bool")}

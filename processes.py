@@ -6,11 +6,13 @@ The first process of a machine leads it: it prepares what the others of the mach
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import itertools
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -20,7 +22,7 @@ from console import InputError
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import distributed, nn
 
 T = TypeVar("T")
 
@@ -33,7 +35,10 @@ PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "evaluate", "nump
 # Leaders read and tokenize for as long as it takes, while all others wait.
 LONGEST_WAIT = datetime.timedelta(days=7)
 
+SECONDS_TO_MEET = 300  # After rendezvous, in which torchrun has waited for all machines.
+
 _group = None  # For what is said and not computed: on the CPU, and it can wait.
+_told = None  # Counts, where torchrun keeps it, who would tell what has gone wrong.
 
 
 # ---- Who is who ----
@@ -82,7 +87,7 @@ def join(argv: list[str]) -> None:
     Raises:
         InputError: one of them runs other code or another command, or has no device of its own.
     """
-    global _group
+    global _group, _told
     if count() == 1:
         return
     console.is_quiet = not is_first()
@@ -93,9 +98,38 @@ def join(argv: list[str]) -> None:
     if has_gpus and number < torch.cuda.device_count():
         torch.cuda.set_device(number)
     # gloo carries what lies in the machine's memory, and NCCL what lies in a GPU's.
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if has_gpus else "gloo")
+    kinds = "cpu:gloo,cuda:nccl" if has_gpus else "gloo"
+    of_torchrun, *_ = next(distributed.rendezvous("env://"))
+    store = _meet(of_torchrun)
+    distributed.init_process_group(kinds, store=store, rank=rank(), world_size=count())
+    _told = functools.partial(of_torchrun.add, f"told {store.port}", 1)
     _group = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
     refuse_differences({"the command line": argv} | code() | versions())
+
+
+def _meet(of_torchrun: "distributed.Store") -> "distributed.TCPStore":
+    """Where these processes find each other, which goes with them.
+
+    torchrun's own store is there before and after: in it a group that is started again would find
+    the addresses of the one before (https://github.com/pytorch/pytorch/issues/135712).
+    """
+    from torch.distributed import TCPStore
+
+    host, until = os.environ["MASTER_ADDR"], time.monotonic() + SECONDS_TO_MEET
+    if is_first():
+        store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        of_torchrun.set("port", str(store.port))
+        return store
+    while True:
+        port = int(of_torchrun.get("port"))  # Waits until there is one.
+        try:
+            store = TCPStore(host, port, timeout=datetime.timedelta(seconds=2))
+        except RuntimeError:  # Of the group before, or nobody is there.
+            if time.monotonic() > until:
+                raise
+        else:
+            store.set_timeout(datetime.timedelta(seconds=SECONDS_TO_MEET))
+            return store
 
 
 def leave() -> None:
@@ -200,15 +234,12 @@ def refuse_differences(what: dict[str, object] | None) -> None:
 
 def may_tell() -> bool:
     """Whether this process is the one to tell what has gone wrong: the first that asks, once."""
-    if _group is None:
+    if not _told:
         return is_first()
-    from torch import distributed
-
     try:
-        # Of torchrun's own process, and so there when others are not.
-        return distributed.distributed_c10d._get_default_store().add("has told", 1) == 1
-    except RuntimeError:
-        return is_first()
+        return _told() == 1
+    except RuntimeError:  # The machine that had it is gone.
+        return leads()
 
 
 def sum_up(tensor: "torch.Tensor") -> None:

@@ -1,0 +1,220 @@
+"""Groups of warm processes, as torchrun would start them: see warm.py.
+
+Started by tests as `python tests/group.py SCENARIO ARGUMENTS`.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import warm
+
+import checkpoint
+import finetune
+import processes
+
+
+def start(
+    count: int,
+    flags: list[str],
+    log: Path,
+    before: Callable[[int], None] = lambda rank: None,
+    machines: int = 1,
+) -> list[int]:
+    """The process ids of a group; `before` is called in each with its number."""
+    parent = os.getpid()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    of_each = count // machines
+    launcher = os.fork()  # torchrun's own process keeps what the others tell each other.
+    if not launcher:
+        _store = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+        while os.getppid() == parent:
+            time.sleep(0.05)
+        os._exit(0)
+
+    def prepare(rank: int) -> Callable[[], None]:
+        def set_up() -> None:
+            numbers = {"RANK": rank, "LOCAL_RANK": rank % of_each, "WORLD_SIZE": count}
+            numbers |= {"LOCAL_WORLD_SIZE": of_each, "MASTER_PORT": port}
+            os.environ.update({name: str(number) for name, number in numbers.items()})
+            os.environ |= {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1"}
+            os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+            os.environ |= {"TORCHELASTIC_RESTART_COUNT": "0"}
+            warm.copy_the_last_state()
+            before(rank)
+
+        return set_up
+
+    return [warm.start(flags, log, prepare(rank)) for rank in range(count)]
+
+
+def end_of(pids: list[int], seconds: float = 60) -> list[int]:
+    """Their exit codes; a group that hangs is killed, and that is -9."""
+    codes: dict[int, int] = {}
+    until = time.monotonic() + seconds
+    while len(codes) < len(pids):
+        for pid in set(pids) - codes.keys():
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                codes[pid] = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > until:
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    return [codes[pid] for pid in pids]
+
+
+class Runs:
+    """Runs of the program in a folder, each of some number of processes."""
+
+    def __init__(self, folder: Path, flags: list[str]):
+        self.folder, self.flags = folder, flags
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text()
+
+    def run(self, name: str, count: int, *flags: str, **how: object) -> list[int]:
+        """Start or go on with the run `name`; 0 processes: without torchrun. Their exit codes."""
+        log = self.folder / f"{name}.log"
+        flags = [*self.flags, *flags, "--resume", "--output-dir", str(self.folder / name)]
+        if not count:
+            return [warm.end_of(warm.start(flags, log, warm.copy_the_last_state))]
+        return end_of(start(count, flags, log, **how))
+
+    def found(self, name: str) -> dict:
+        """What the run has come to."""
+        record = json.loads((self.folder / name / "run.json").read_text())
+        lines = [json.loads(line) for line in (self.folder / name / "metrics.jsonl").open()]
+        return {
+            "log": self.log(name),
+            "by_process": record["by_process"],
+            "processes": record["processes"],
+            "accuracies": [x["eval_accuracy"] for x in lines if "eval_accuracy" in x],
+            "losses": [x.get("loss", x.get("eval_loss")) for x in lines],
+            "steps": [x["step"] for x in lines],
+            "result": record["result"],
+            "bytes": warm.outcome(self.folder / name),
+        }
+
+    def difference(self, one: str, other: str) -> float:
+        """The largest between any two of their weights."""
+        files = [self.folder / name / "model" / "model.safetensors" for name in (one, other)]
+        a, b = map(safetensors.torch.load_file, files)
+        return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+# ---- Scenarios ----
+
+
+def sizes(folder: Path, flags: list[str], counts: list[int]) -> dict:
+    """The same run by each number of processes; 0: without torchrun."""
+    runs, found = Runs(folder, flags), {}
+    for count in counts:
+        codes = runs.run(f"n{count}", count)
+        assert codes == [0] * max(1, count), runs.log(f"n{count}")
+        found[count] = runs.found(f"n{count}") | {
+            "difference": runs.difference(f"n{counts[0]}", f"n{count}")
+        }
+    return found
+
+
+def changes(folder: Path, flags: list[str], plans: dict[str, list[int]]) -> dict:
+    """A run that is stopped, and goes on with each next number of processes of a plan."""
+    runs, found = Runs(folder, flags), {}
+    assert runs.run("whole", 2) == [0, 0], runs.log("whole")
+    for number, (plan, counts) in enumerate(plans.items()):
+        name, codes = f"run{number}", []
+        for call, count in enumerate(counts[:-1]):
+            # Only one of them is told.
+            told = count - 1 if call % 2 == 0 else 0
+            stop = warm.signal_at("a step", 5, signal.SIGTERM)
+            how = {"before": lambda rank, told=told, stop=stop: stop() if rank == told else None}
+            codes.append(runs.run(name, count, **(how if count else {})))
+        assert set(runs.run(name, counts[-1])) == {0}, runs.log(name)
+        whole = warm.outcome(folder / "whole") == warm.outcome(folder / name)
+        found[plan] = runs.found(name) | {
+            "codes": codes,
+            "difference": runs.difference("whole", name),
+            "is_whole": whole,
+            "resumed": warm.resumed_steps(folder / f"{name}.log"),
+        }
+    return found
+
+
+def losses(folder: Path, flags: list[str], cases: list[str]) -> dict:
+    """What is said, and how soon all have ended, where one process of three fails."""
+    runs, found = Runs(folder, flags), {}
+
+    def fail(case: str, moment: Path) -> Callable[[int], None]:
+        victim = 0 if "first" in case else 1
+
+        def prepare(rank: int) -> None:
+            real, calls = finetune.training_step, []
+
+            def step(*arguments: object) -> object:
+                calls.append(1)
+                if len(calls) == 6 and rank == victim:
+                    moment.write_text(str(time.time()))
+                    if "killed" in case:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    elif "memory" in case:
+                        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+                    elif "defect" in case:
+                        raise AssertionError("a defect")
+                return real(*arguments)
+
+            finetune.training_step = step
+            if "data" in case and rank == victim:
+                os.environ["HF_HOME"] = "/nowhere"
+            if "disk" in case and rank == 0:
+
+                def save(*_: object) -> None:
+                    moment.write_text(str(time.time()))
+                    raise checkpoint.RunError("checkpoint.pt could not be written")
+
+                checkpoint.save = save
+            if "code" in case and rank == victim:
+                real_code = processes.code
+                processes.code = lambda: real_code() | {"data.py": "another"}
+                moment.write_text(str(time.time()))
+
+        return prepare
+
+    for number, case in enumerate(cases):
+        name, moment = f"run{number}", folder / f"moment{number}"
+        how = {"before": fail(case, moment), "machines": 3}
+        codes = runs.run(name, 3, **how)
+        found[case] = {"codes": codes, "log": runs.log(name)}
+        found[case]["seconds"] = time.time() - float(moment.read_text())
+    return found
+
+
+def machines(folder: Path, flags: list[str], data: str) -> dict:
+    """Two machines: the same but for the data or the command, or all the same."""
+    runs, found = Runs(folder, flags), {}
+
+    def elsewhere(rank: int) -> None:
+        os.chdir(folder / f"machine{rank}")
+
+    def with_another_flag(rank: int) -> None:
+        real = processes.join
+        processes.join = lambda argv: real([*argv, "--epochs", "9"] if rank else argv)
+
+    for case, before in (("other data", elsewhere), ("other flags", with_another_flag)):
+        codes = runs.run(case, 2, "--data", data, before=before, machines=2)
+        found[case] = {"codes": codes, "log": runs.log(case)}
+        found[case]["is there"] = (folder / case).exists()
+    return found
+
+
+if __name__ == "__main__":
+    scenario, arguments = sys.argv[1], json.loads(sys.argv[2])
+    print(json.dumps(globals()[scenario](Path(arguments.pop("folder")), **arguments)))

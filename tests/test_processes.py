@@ -1,0 +1,347 @@
+"""Several processes come to what one does, and none of them is left alone when another fails."""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CSV, ROOT, save_tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from test_resume import ONE_THREAD
+
+import checkpoint
+import data
+import mapped
+import processes
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+FLAGS = ["--data", "builtin", "--epochs", "2", "--max-train-samples", "61", "--batch-size", "8"]
+FLAGS += ["--learning-rate", "3e-4", "--log-every", "3", "--keep", "last"]
+
+
+def group(scenario: str, folder: Path, **arguments: object) -> dict:
+    folder.mkdir(exist_ok=True)
+    arguments = json.dumps({"folder": str(folder)} | arguments)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "group.py"), scenario, arguments],
+        env=os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="session")
+def no_dropout(tmp_path_factory) -> Path:
+    off = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
+    return save_tiny(tmp_path_factory.mktemp("no_dropout"), **off)
+
+
+# ---- Shares of a batch ----
+
+
+@given(st.lists(st.integers(1, 512), min_size=1, max_size=200).map(np.array), st.integers(1, 16))
+def test_each_sentence_of_a_batch_goes_to_one_process_and_tokens_are_shared_evenly(lengths, count):
+    shares = data.share_out(lengths, count)
+    assert len(shares) == count
+    assert sorted(np.concatenate(shares)) == list(range(len(lengths)))
+    tokens = [int(lengths[share].sum()) for share in shares]
+    assert max(tokens) - min(tokens) <= 2 * lengths.max()
+    # And sentences of like length, so that little is padded.
+    ends = [(lengths[share].min(), lengths[share].max()) for share in shares if len(share)]
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(ends))
+
+
+def test_alone_a_process_takes_a_batch_in_the_order_in_which_it_was_drawn():
+    (share,) = data.share_out(np.array([9, 3, 5, 3]), 1)
+    assert share.tolist() == [0, 1, 2, 3]
+
+
+# ---- The same result ----
+
+
+def test_one_process_by_torchrun_writes_the_bytes_of_plain_python_and_2_and_4_the_same_but_rounding(
+    tmp_path, no_dropout
+):
+    found = group(
+        "sizes", tmp_path, flags=["--model", str(no_dropout), *FLAGS], counts=[0, 1, 2, 4]
+    )
+    plain, alone = found["0"], found["1"]
+    assert alone["bytes"] == plain["bytes"]
+    for count in ("2", "4"):
+        several = found[count]
+        print(f"{count} processes: weights differ by {several['difference']:.1e} at most")
+        assert 0 < several["difference"] < 1e-5
+        assert several["accuracies"] == plain["accuracies"] and several["steps"] == plain["steps"]
+        assert several["losses"] == pytest.approx(plain["losses"], abs=1e-5)
+        assert len(several["by_process"]) == several["processes"] == int(count)
+        assert sum(several["by_process"]) == 2 * 61 and min(several["by_process"]) > 61 / int(count)
+        assert several["log"].count("epoch 0: ") == several["log"].count("kept: ") == 1
+    assert plain["by_process"] == [122] and plain["processes"] == 1
+
+
+def test_processes_without_a_sentence_in_a_step_and_micro_batches_change_nothing(
+    tmp_path, no_dropout
+):
+    # Steps of two sentences and, at the end, of one, on three processes.
+    flags = ["--model", str(no_dropout), *FLAGS[:4], "--max-train-samples", "17"]
+    flags += ["--batch-size", "2", *FLAGS[8:]]
+    found = group("sizes", tmp_path / "empty", flags=flags, counts=[0, 3])
+    assert 0 < found["3"]["difference"] < 1e-5 and found["3"]["steps"][-1] == 18
+    assert found["3"]["accuracies"] == found["0"]["accuracies"]
+    flags = ["--model", str(no_dropout), *FLAGS, "--micro-batch-size", "1"]
+    found = group("sizes", tmp_path / "micro", flags=flags, counts=[0, 2])
+    assert 0 < found["2"]["difference"] < 1e-5
+
+
+def test_gradients_are_sent_once_a_step_however_many_micro_batches_it_has(monkeypatch):
+    import contextlib
+
+    import torch
+
+    import finetune
+    from settings import read_settings
+
+    events = []
+
+    class Model(torch.nn.Linear):
+        device = torch.device("cpu")
+
+        def no_sync(self):
+            events.append("stays")
+            return contextlib.nullcontext()
+
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "sum_up", lambda loss: events.append("loss"))
+
+    def forward(model, batch, settings):
+        events.append("forward")
+        return model(batch["x"]), batch["labels"]
+
+    monkeypatch.setattr(finetune, "forward", forward)
+    model = Model(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    settings = read_settings(vars(finetune), ["--model", "builtin", "--data", "builtin"])
+    part = {"x": torch.ones(1, 2), "labels": torch.tensor([1])}
+    finetune.training_step(model, optimizer, data.Batch([part, dict(part)], [2, 3]), settings)
+    assert events == ["stays", "forward", "forward", "loss"]
+
+
+PLANS = {
+    "2, then 2": [2, 2],
+    "2, then 1": [2, 0],
+    "1, then 2": [0, 2],
+    "2, 3, 1, 2": [2, 3, 1, 2],
+}
+
+
+def test_a_stopped_run_goes_on_with_as_many_processes_bit_by_bit_and_with_others_but_for_rounding(
+    tmp_path, no_dropout, tiny
+):
+    # Told after step 5 of 16, and, where it goes on three times, after each fifth.
+    plans = {k: v for k, v in PLANS.items() if k != "1, then 2"}
+    found = group("changes", tmp_path, flags=["--model", str(no_dropout), *FLAGS], plans=plans)
+    for plan, counts in plans.items():
+        assert all(set(codes) == {143} for codes in found[plan]["codes"]), found[plan]["log"]
+        assert found[plan]["resumed"] == [5 * n for n in range(1, len(counts))]
+        assert found[plan]["difference"] < 1e-5 and sum(found[plan]["by_process"]) == 122
+        assert "Traceback" not in found[plan]["log"]
+    assert found["2, then 2"]["is_whole"] and found["2, then 2"]["difference"] == 0
+    assert "processes 2, now 1" in found["2, then 1"]["log"]
+    assert len(found["2, 3, 1, 2"]["by_process"]) == 3
+
+
+def test_dropout_differs_between_processes_and_is_repeated_by_a_run_that_goes_on(tmp_path, tiny):
+    plans = {"2, then 2": [2, 2]}
+    found = group("changes", tmp_path, flags=["--model", str(tiny), *FLAGS], plans=plans)
+    assert found["2, then 2"]["is_whole"] and found["2, then 2"]["resumed"] == [5]
+    assert found["2, then 2"]["codes"] == [[143, 143]]
+
+
+# ---- What goes wrong ----
+
+
+CASES = {
+    "killed": "another process of this run has ended",
+    "first killed": "another process of this run has ended",
+    "first out of memory": "out of memory; put fewer sentences",
+    "out of memory": "out of memory; put fewer sentences",
+    "disk": "checkpoint.pt could not be written",
+    "code": "not as on",
+}
+
+
+def test_where_one_process_fails_all_end_within_seconds_and_one_of_them_says_why(tmp_path, tiny):
+    flags = ["--model", str(tiny), *FLAGS, "--checkpoint-minutes", "0"]
+    found = group("losses", tmp_path, flags=flags, cases=list(CASES))
+    for case, said in CASES.items():
+        errors = [x for x in found[case]["log"].splitlines() if x.startswith("error: ")]
+        assert len(errors) == 1 and said in errors[0], (case, found[case]["log"])
+        assert "Traceback" not in found[case]["log"] and found[case]["seconds"] < 10
+        codes = found[case]["codes"]
+        if "killed" in case:
+            assert codes.count(-signal.SIGKILL) == 1 and codes.count(1) == 2, case
+        else:
+            assert set(codes) == {2 if case == "code" else 1}, (case, codes)
+    assert "data.py" in found["code"]["log"]
+
+
+def test_machines_with_other_data_or_another_command_are_refused_before_anything_is_written(
+    tmp_path, tiny
+):
+    for rank, text in enumerate((CSV, CSV.replace("a dull film", "a dill film"))):
+        (tmp_path / f"machine{rank}" / "data").mkdir(parents=True)
+        (tmp_path / f"machine{rank}" / "data" / "train.csv").write_text(text)
+    flags = ["--model", str(tiny), *FLAGS[2:]]
+    found = group("machines", tmp_path, flags=flags, data="data")
+    for case, what in (("other data", "the data"), ("other flags", "the command line")):
+        assert found[case]["codes"] == [2, 2] and not found[case]["is there"], found[case]["log"]
+        errors = [x for x in found[case]["log"].splitlines() if x.startswith("error: ")]
+        assert len(errors) == 1 and f"is: {what}; give the same" in errors[0]
+
+
+# ---- The real launcher ----
+
+
+def launch(folder: Path, how: list[str], *flags: object, script: Path = ROOT / "finetune.py"):
+    command = [*TORCHRUN, *how, str(script), *map(str, flags)]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=os.environ | ONE_THREAD,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+LONG = ["--data", "a.csv", "--epochs", "2000", "--learning-rate", "1e-3", "--batch-size", "8"]
+LONG += ["--output-dir", "run", "--resume"]
+
+
+def test_sigterm_to_the_launcher_leaves_a_checkpoint_and_a_killed_worker_is_started_again(
+    tmp_path, tiny
+):
+    (tmp_path / "a.csv").write_text(CSV)
+    flags = ["--model", tiny, *LONG]
+    how = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    run = launch(tmp_path, how, *flags)
+    assert run.stdout.readline().startswith("epoch 0: ")
+    workers = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    assert len(workers) == 2
+    os.kill(int(workers[1]), signal.SIGKILL)
+    before = [run.stdout.readline() for _ in range(3)]
+    while "resumed from step" not in (line := run.stderr.readline()):
+        assert line or run.poll() is None, before
+    assert "Traceback" not in line
+    step = int(line.split()[-1])
+    assert step >= 5 and step % 5 == 0  # Each epoch of five steps leaves a checkpoint.
+    # The line of an epoch that is over is not written again.
+    epoch = int(run.stdout.readline().split(":")[0].removeprefix("epoch "))
+    assert epoch == step // 5 or epoch > 3
+    run.send_signal(signal.SIGTERM)
+    _, err = run.communicate(timeout=60)
+    state = checkpoint.load(tmp_path / "run" / "checkpoint.pt")
+    assert f"to go on from step {state['step']}, give the same command" in err
+    assert state["step"] > step and len(state["by_process"]) == 2
+    assert err.count("stopping after this step") == 1
+
+
+def test_two_launchers_on_two_addresses_complete_one_run_together(tmp_path, tiny):
+    (tmp_path / "a.csv").write_text(CSV)
+    port = 20_000 + os.getpid() % 10_000
+    flags = ["--model", tiny, "--data", "a.csv", "--epochs", "2", "--output-dir", "run"]
+    runs = []
+    for address in ("127.0.0.1", "127.0.0.2"):
+        how = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
+        how += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", address]
+        runs.append(launch(tmp_path, how, *flags))
+    ends = [run.communicate(timeout=120) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], ends
+    said = "".join(out for out, _ in ends).splitlines()
+    assert [line.split(":")[0] for line in said] == ["epoch 0", "epoch 1"]
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert sum(record["by_process"]) == 72 and len(record["by_process"]) == 2
+
+
+def test_another_code_on_another_node_is_refused_with_its_name(tmp_path, tiny):
+    (tmp_path / "a.csv").write_text(CSV)
+    (tmp_path / "other").mkdir()
+    for file in ROOT.glob("*.py"):
+        shutil.copy(file, tmp_path / "other")
+    with (tmp_path / "other" / "labels.py").open("a") as source:
+        source.write("# Another.\n")
+    port = 20_000 + (os.getpid() + 1) % 10_000
+    flags = ["--model", tiny, "--data", "a.csv", "--output-dir", "run"]
+    runs = []
+    for address, script in (
+        ("127.0.0.1", ROOT / "finetune.py"),
+        ("127.0.0.2", tmp_path / "other" / "finetune.py"),
+    ):
+        how = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
+        how += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", address]
+        runs.append(launch(tmp_path, how, *flags, script=script))
+    said = "".join(run.communicate(timeout=120)[1] for run in runs)
+    errors = re.findall("^error: .*", said, re.MULTILINE)
+    assert len(errors) == 1 and "labels.py" in errors[0] and "data.py" not in errors[0], said
+    assert all(run.returncode for run in runs) and not (tmp_path / "run").exists()
+
+
+def test_wrong_flags_are_told_once_and_help_is_printed_once(tmp_path):
+    how = ["--standalone", "--nproc-per-node", "2"]
+    wrong = launch(tmp_path, how, "--epochs", "0", "--batch-sise", "3")
+    _, err = wrong.communicate(timeout=60)
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2 and 'File "' + str(ROOT) not in err, err
+    shown = launch(tmp_path, how, "--help")
+    out, err = shown.communicate(timeout=60)
+    assert shown.returncode == 0 and out.count("usage:") == 1 and "error" not in err, err
+
+
+# ---- Much data ----
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="by Linux's /proc")
+def test_pages_of_mapped_files_do_not_stay_in_a_process(tmp_path):
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"x": ["word " * 200] * 50_000})
+    rows.save_to_disk(tmp_path / "rows")
+    rows = datasets.load_from_disk(tmp_path / "rows")
+
+    def mapped_megabytes() -> float:
+        found = re.search(r"RssFile:\s*(\d+)", Path("/proc/self/status").read_text())
+        return int(found[1]) / 1024
+
+    before = mapped_megabytes()
+    for part in rows.data["x"].chunks:
+        part.to_pylist()
+    touched = mapped_megabytes()
+    assert touched > before + 30
+    mapped.release()
+    assert mapped_megabytes() < before + 10
+    assert rows[49_999]["x"] == "word " * 200
+    for part in mapped.in_parts(rows.data["x"].chunks, size=1):
+        part.to_pylist()
+    assert mapped_megabytes() < before + 10
+
+
+def test_a_process_alone_tells_itself_everything():
+    assert processes.gather(3) == [3] and processes.from_first("x") == "x"
+    assert processes.by_first(max, 1, 2) == 2 and processes.highest(15) == 15
+    assert processes.is_first() and processes.leads() and processes.count() == 1
+    started = time.monotonic()
+    processes.refuse_differences({"the data": 1})
+    processes.join([])
+    assert time.monotonic() - started < 0.1

@@ -42,9 +42,7 @@ def prepare(model: PreTrainedModel, settings: SimpleNamespace) -> None:
         model.compile(dynamic=True)  # One program for all lengths, not one for each.
     elif settings.device == "cpu":
         words = model.get_input_embeddings()
-        # Of several processes DistributedDataParallel keeps the gradients.
-        is_alone = processes.count() == 1
-        if is_alone and type(words) is nn.Embedding and words.weight.requires_grad:
+        if type(words) is nn.Embedding and words.weight.requires_grad:
             _keep_gradient(words)
         has_onednn = torch.backends.mkldnn.is_available()
         is_wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -76,13 +74,23 @@ def _keep_gradient(words: nn.Embedding) -> None:
     # The gradient of the word embeddings, 94 MB of which a batch writes some hundred rows, would be
     # got from the system and given back at each step, and be cleared page by page: a tenth of the
     # time. It has one place for good; what backward() makes is only those rows, added to it.
-    words.sparse, kept = True, torch.empty_like(words.weight)
+    words.sparse, words.kept_gradient = True, torch.empty_like(words.weight)
 
     def clear(rows: torch.Tensor) -> None:
         if words.weight.grad is None:  # The first backward() since zero_grad().
-            words.weight.grad = kept.zero_()
+            words.weight.grad = words.kept_gradient.zero_()
 
-    words.weight.register_hook(clear)
+    if processes.count() == 1:
+        words.weight.register_hook(clear)
+
+
+def complete_gradients(model: nn.Module) -> None:
+    """Of several processes on a CPU, which have sent each other only those rows: add them now."""
+    words = getattr(model, "module", model).get_input_embeddings()
+    if words.weight.grad is not None and words.weight.grad.is_sparse:
+        rows = words.weight.grad.coalesce()
+        whole = words.kept_gradient.zero_()
+        words.weight.grad = whole.index_copy_(0, rows.indices()[0], rows.values())
 
 
 class OneDNNLinear(nn.Linear):

@@ -164,6 +164,7 @@ def training_step(
             (part * len(batch.shares)).backward()
         loss += part.detach()
     processes.sum_up(loss)
+    faster.complete_gradients(model)
     norm = nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm or math.inf)
     optimizer.step()
     return loss, norm

@@ -36,7 +36,9 @@ def start(
     of_each = count // machines
     launcher = os.fork()  # torchrun's own process keeps what the others tell each other.
     if not launcher:
-        _store = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+        _store = torch.distributed.TCPStore(
+            "127.0.0.1", port, is_master=True, wait_for_workers=False
+        )
         while os.getppid() == parent:
             time.sleep(0.05)
         os._exit(0)

@@ -118,6 +118,9 @@ def test_gradients_are_sent_once_a_step_however_many_micro_batches_it_has(monkey
     class Model(torch.nn.Linear):
         device = torch.device("cpu")
 
+        def get_input_embeddings(self):
+            return self
+
         def no_sync(self):
             events.append("stays")
             return contextlib.nullcontext()

@@ -25,7 +25,7 @@ datasets.disable_progress_bars()
 MOST_BATCHES_PER_BUCKET = 100
 # At a time, where nobody says how many sentences: with more a CPU takes more memory, not less time.
 MOST_TOKENS_ON_CPU = 1024
-ROWS_BETWEEN_RELEASES = 1000  # Of mapped pages: each row is on pages of its own, in random order.
+ROWS_BETWEEN_RELEASES = 250  # Of mapped pages: a row, wherever it lies, takes up to 200 kB of them.
 # Of a share of a batch that is empty: it has no loss, as torch ignores this label.
 NO_SENTENCE = {
     "input_ids": torch.zeros(1, 1, dtype=torch.int64),

@@ -20,7 +20,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import checkpoints
 import measure
+import much_data
 import profile_step
+import several
 import speed
 import work
 from contenders import CONTENDERS
@@ -134,10 +136,15 @@ def test_the_tables_in_the_readmes_are_made_of_the_recorded_rounds():
     for line in tables["speed"][1 : tables["speed"].index("")]:
         name, rest = line.split("(")[0].split(), line.split(")")[1].split()
         assert [*name, rest[2], rest[4]] in short  # Contender, batch, sentences/s, share, memory.
-    record = json.loads((ROOT / "benchmarks" / "results" / "checkpoints.json").read_text())
-    assert checkpoints.table(record["found"]).splitlines() == record["table"]
-    for text in (page, (ROOT / "README.md").read_text()):
-        assert "\n".join(record["table"]) in text
+    for name, make, part in (
+        ("checkpoints", checkpoints.table, "found"),
+        ("several", several.table, "rounds"),
+        ("much_data", much_data.table, "found"),
+    ):
+        record = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+        assert make(record[part]).splitlines() == record["table"]
+        for text in (page, (ROOT / "README.md").read_text()):
+            assert "\n".join(record["table"]) in text
 
 
 def test_the_benchmark_of_checkpoints_times_each_write_of_a_run(tmp_path, monkeypatch):
@@ -166,6 +173,25 @@ def test_the_profile_of_a_step_has_the_parts_that_it_names(rows, monkeypatch):
         shares = profile_step.shares(*parts, batches)
         assert sum(shares.values()) == pytest.approx(1)
         assert min(share for part, share in shares.items() if part != "word embeddings") > 0
+
+
+@pytest.mark.slow
+def test_ten_times_the_data_takes_little_more_memory_and_is_tokenized_once():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "much_data.py"), "--quick"],
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((ROOT / "benchmarks" / "results" / "much_data-quick.json").read_text())
+    print("\n".join(found["table"]))
+    little, much = (much_data.both(one) for one in found["found"])
+    for few, many in zip(little, much, strict=True):
+        for before, after in zip(few, many, strict=True):
+            assert after["VmHWM"] < 1.5 * before["VmHWM"]
+    second = found["found"][1]["second"]
+    assert second["seconds_to_step"] < found["found"][1]["first"]["seconds_to_step"] / 2
 
 
 @pytest.mark.slow

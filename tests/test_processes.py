@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CSV, ROOT, save_tiny
+from conftest import CSV, ROOT, block, save_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from test_resume import ONE_THREAD
@@ -299,6 +299,43 @@ def test_another_code_on_another_node_is_refused_with_its_name(tmp_path, tiny):
     errors = re.findall("^error: .*", said, re.MULTILINE)
     assert len(errors) == 1 and "labels.py" in errors[0] and "data.py" not in errors[0], said
     assert all(run.returncode for run in runs) and not (tmp_path / "run").exists()
+
+
+def test_the_slurm_script_stops_its_run_is_queued_again_and_goes_on(tmp_path, tiny):
+    (tmp_path / "a.csv").write_text(CSV)
+    (tmp_path / "bin").mkdir()
+    for name, lines in {
+        "srun": 'exec "$@"',
+        "scontrol": "if [ $1 = show ]; then echo 127.0.0.1; else echo $* >> queue; fi",
+    }.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{lines}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    script = block("slurm")
+    assert script.count("\n") < 20
+    flags = f"--model {tiny} --data a.csv --batch-size 8 --epochs 200"
+    for old, new in {
+        ".venv/bin/torchrun": " ".join(TORCHRUN),
+        "--nproc-per-node 8": "--nproc-per-node 2",
+        ":29500": f":{20_000 + (os.getpid() + 2) % 10_000}",
+        "finetune.py --epochs 3": f"{ROOT}/finetune.py {flags}",
+    }.items():
+        assert script.count(old) == 1
+        script = script.replace(old, new)
+    (tmp_path / "job").write_text(script)
+    environment = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "a"}
+    environment |= {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    out = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    how = {"cwd": tmp_path, "env": os.environ | ONE_THREAD | environment, **out}
+    job = subprocess.Popen(["bash", "job"], **how)
+    assert job.stdout.readline().startswith("epoch 0: ")
+    job.send_signal(signal.SIGTERM)
+    _, err = job.communicate(timeout=60)
+    assert job.returncode == 0 and (tmp_path / "queue").read_text() == "requeue 7\n", err
+    step = checkpoint.load(tmp_path / "runs" / "first" / "checkpoint.pt")["step"]
+    assert f"to go on from step {step}" in err
+    job = subprocess.run(["bash", "job"], timeout=120, check=False, **how)
+    assert job.returncode == 0 and f"resumed from step {step}\n" in job.stderr, job.stderr
+    assert "kept: " in job.stderr and (tmp_path / "queue").read_text() == "requeue 7\n"
 
 
 def test_wrong_flags_are_told_once_and_help_is_printed_once(tmp_path):

@@ -247,7 +247,8 @@ def test_a_second_process_in_the_folder_of_a_run_is_refused_and_the_first_is_unt
 
 
 def test_of_two_processes_that_start_a_run_together_one_is_refused(tmp_path, tiny):
-    flags = ["--model", tiny, *SHORTER, "--output-dir", "run", "--resume"]
+    # Long enough that one is there while the other, on a busy machine, still loads.
+    flags = ["--model", tiny, *SHORTER, "--epochs", "30", "--output-dir", "run", "--resume"]
     both = [start(tmp_path, *flags) for _ in range(2)]
     said = [process.communicate(timeout=100)[1] for process in both]
     codes = [process.returncode for process in both]
@@ -496,7 +497,7 @@ def no_checkpoint(path: Path, others: Path) -> None:
 @pytest.mark.parametrize(
     "change, code, message",
     [
-        (another_format, 2, "written in format 27, and this program reads 1"),
+        (another_format, 2, "written in format 27, and this program reads 2"),
         (of_another_run, 2, "of another run than its folder"),
         (of_another_model, 1, "does not fit this model"),
         (no_checkpoint, 2, "cut short or damaged"),

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import huggingface_hub
-from huggingface_hub import errors
+from huggingface_hub import constants, errors
 
 from console import InputError, one_line, say
 
@@ -61,7 +61,7 @@ def go_offline() -> None:
 
     The rest fails at once; left to themselves they would try for minutes.
     """
-    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    constants.HF_HUB_OFFLINE = True
     if datasets := sys.modules.get("datasets"):  # It has copied the constant.
         datasets.config.HF_HUB_OFFLINE = True
 

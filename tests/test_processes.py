@@ -338,6 +338,17 @@ def test_the_slurm_script_stops_its_run_is_queued_again_and_goes_on(tmp_path, ti
     assert "kept: " in job.stderr and (tmp_path / "queue").read_text() == "requeue 7\n"
 
 
+def test_where_the_hub_is_out_of_reach_all_processes_take_the_same_stand_ins(tmp_path):
+    how = ["--standalone", "--nproc-per-node", "2"]
+    flags = ["--epochs", "1", "--max-train-samples", "8", "--output-dir", "run"]
+    run = launch(tmp_path, how, *flags)
+    out, err = run.communicate(timeout=120)
+    assert run.returncode == 0 and out.startswith("epoch 0: ") and out.count("\n") == 1, err
+    assert err.count("NOTE: what ships with this project") == 2
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["replaced"].keys() == {"model", "data"} and len(record["by_process"]) == 2
+
+
 def test_wrong_flags_are_told_once_and_help_is_printed_once(tmp_path):
     how = ["--standalone", "--nproc-per-node", "2"]
     wrong = launch(tmp_path, how, "--epochs", "0", "--batch-sise", "3")

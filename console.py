@@ -191,16 +191,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(said))
 
 
-def is_lost_process(error: BaseException) -> bool:
-    """Whether another process of the run did not answer; each library says it in its own words."""
-    said = re.search(
-        "closed by peer|connection (reset|refused|closed)|broken pipe|gloo|NCCL|timed out",
-        str(error),
-        re.IGNORECASE,
-    )
-    return isinstance(error, RuntimeError) and bool(said)
-
-
 @contextlib.contextmanager
 def exit_codes(may_tell: Callable[[], bool] = lambda: True) -> Iterator[None]:
     """Turn what can go wrong into `error: …` lines on stderr and an exit code.
@@ -230,11 +220,6 @@ def exit_codes(may_tell: Callable[[], bool] = lambda: True) -> Iterator[None]:
             error = RunError(OUT_OF_MEMORY)
         elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             error = RunError(f"--compile: {one_line(error)[:300]}; run without it")
-        elif is_lost_process(error):
-            error = RunError(
-                "another process of this run has ended or cannot be reached "
-                f"({one_line(error)[:200]})"
-            )
         elif isinstance(error, OSError):
             error = RunError(
                 f"{one_line(error)}; is the disk full, or HF_HOME (caches) not writable?"

@@ -259,8 +259,8 @@ class Batch(NamedTuple):
 def share_out(lengths: np.ndarray, processes: int) -> list[np.ndarray]:
     """Which sentences of a batch each process takes, so that all have about as many tokens.
 
-    A process gets sentences of like length, so that little is padded. Shares differ by no more
-    tokens than the longest sentence has; with few sentences or long ones some may be empty.
+    A process gets sentences of like length, so that little is padded. Shares differ by less than
+    twice the tokens of the longest sentence; with few sentences or long ones some may be empty.
 
     Args:
         lengths: the number of tokens of each sentence of the batch.

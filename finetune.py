@@ -5,6 +5,8 @@ python finetune.py --data reviews.csv                 your own table of texts an
 python finetune.py --model builtin --data builtin     what is installed here, without a network
 python finetune.py … --output-dir runs/a --resume     starts a run, or goes on with the one there
 torchrun --nproc-per-node 8 finetune.py …             the same run on eight GPUs, or CPU cores
+torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST finetune.py …
+                                                      on two machines: given on each of them
 """
 
 import console
@@ -86,7 +88,7 @@ RESUME = False
 if __name__ == "__main__":
     # Read before the libraries below, whose import takes seconds: --help and a wrong flag are
     # answered at once. The Hub is asked here too: where it is silent, those would wait for minutes.
-    with console.exit_codes(processes.may_tell):
+    with console.exit_codes(processes.may_tell), processes.losses_told():
         processes.join(sys.argv[1:])
         settings = processes.by_first(read_settings, globals(), sys.argv[1:])
         if finished := processes.by_first(run_folder.result_of, settings):
@@ -324,7 +326,8 @@ def fit(
     kept_model = folder / run_folder.MODEL
     optimizer = make_optimizer(model, settings)
     checkpoint.put_back(checkpoint_file, state, model, optimizer)
-    trained = processes.distribute(model)
+    processes.send_averages(optimizer)
+    trained = processes.distribute(model)  # And send the weights.
     lengths = tokens["train"].lengths
     steps_per_epoch = math.ceil(len(lengths) / settings.batch_size)
     steps, sentences = settings.epochs * steps_per_epoch, settings.epochs * len(lengths)
@@ -447,7 +450,9 @@ def main(settings: Settings, hub_problem: str | None) -> None:
     is_first = processes.is_first()
     claim = run_folder.claim(settings, record) if is_first else contextlib.nullcontext([None] * 3)
     with claim as (folder, record, state):
-        folder, state = processes.from_first((folder, state))
+        words = {k: v for k, v in (state or {}).items() if k not in checkpoint.TENSORS}
+        folder, words = processes.from_first((folder, words))
+        state = state or words  # Tensors, which can be gigabytes, are sent by `fit`.
         say(f"writing to {folder}")
         tokens = {}
         with processes.together():
@@ -473,6 +478,6 @@ def main(settings: Settings, hub_problem: str | None) -> None:
 
 
 if __name__ == "__main__":
-    with console.exit_codes(processes.may_tell):
+    with console.exit_codes(processes.may_tell), processes.losses_told():
         main(settings, hub_problem)
         processes.leave()

@@ -18,7 +18,7 @@ def release() -> None:
     of a data set, by and by. What is needed once more is mapped again. Where there is no /proc
     this does nothing.
     """
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):
         advise = ctypes.CDLL(None).madvise
         for line in Path("/proc/self/maps").read_text("utf-8", "replace").splitlines():
             if line.endswith(".arrow"):

@@ -9,8 +9,8 @@ import datetime
 import functools
 import hashlib
 import importlib.metadata
-import itertools
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -18,17 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import console
-from console import InputError
+from console import InputError, RunError
 
 if TYPE_CHECKING:
     import torch
     from torch import distributed, nn
 
 T = TypeVar("T")
-
-# Else DistributedDataParallel warns of what is meant: see `distribute`. torch looks here when it is
-# imported.
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 # What must be of one version wherever a part of the run is computed.
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "evaluate", "numpy", "safetensors")
@@ -91,6 +87,9 @@ def join(argv: list[str]) -> None:
     if count() == 1:
         return
     console.is_quiet = not is_first()
+    # Else DistributedDataParallel warns of what is meant: see `distribute`. torch looks here at its
+    # import.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch
     from torch import distributed
 
@@ -100,9 +99,11 @@ def join(argv: list[str]) -> None:
     # gloo carries what lies in the machine's memory, and NCCL what lies in a GPU's.
     kinds = "cpu:gloo,cuda:nccl" if has_gpus else "gloo"
     of_torchrun, *_ = next(distributed.rendezvous("env://"))
+    # Other runs may have theirs in the same place.
+    of_torchrun = distributed.PrefixStore(os.environ["TORCHELASTIC_RUN_ID"], of_torchrun)
     store = _meet(of_torchrun)
-    distributed.init_process_group(kinds, store=store, rank=rank(), world_size=count())
     _told = functools.partial(of_torchrun.add, f"told {store.port}", 1)
+    distributed.init_process_group(kinds, store=store, rank=rank(), world_size=count())
     _group = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
     refuse_differences({"the command line": argv} | code() | versions())
 
@@ -203,14 +204,13 @@ def together() -> Iterator[None]:
             yield
         except SystemExit as error:
             exits = error
-    if exits := next(filter(None, gather(exits)), None):
+    (_, told, exits), *others = gather((socket.gethostname(), problems, exits))
+    for host, of_other, _ in others:
+        told = told + [f"{host}: {problem}" for problem in of_other if problem not in told]
+    if exits:  # After --help, by the first process.
         raise exits
-    found = gather((socket.gethostname(), problems))
-    for number, (host, of_other) in enumerate(found[1:], 1):
-        of_first = found[0][1]
-        found[number] = host, [f"{host}: {x}" for x in of_other if x not in of_first]
-    if problems := list(dict.fromkeys(itertools.chain(*(problems for _, problems in found)))):
-        raise InputError(*problems)
+    if told:
+        raise InputError(*dict.fromkeys(told))
 
 
 def refuse_differences(what: dict[str, object] | None) -> None:
@@ -250,22 +250,36 @@ def sum_up(tensor: "torch.Tensor") -> None:
         distributed.all_reduce(tensor)
 
 
-def highest(number: int) -> int:
-    """The highest `number` of all processes."""
-    if count() == 1:
-        return number
-    import torch
-    from torch import distributed
-
-    box = torch.tensor(number)
-    distributed.all_reduce(box, distributed.ReduceOp.MAX, _group)
-    return int(box)
-
-
 def stop_if_told() -> None:
     """Raise Stopped in all processes where a signal inside `stop_between_steps` told one to."""
-    if number := highest(console.told_to_stop()):
+    number = console.told_to_stop()
+    if count() > 1:
+        import torch
+        from torch import distributed
+
+        highest = torch.tensor(number)
+        distributed.all_reduce(highest, distributed.ReduceOp.MAX)
+        number = int(highest)
+    if number:
         raise console.Stopped(number)
+
+
+@contextlib.contextmanager
+def losses_told() -> Iterator[None]:
+    """Raise a RunError where another process did not answer: each library has its own words."""
+    try:
+        yield
+    except RuntimeError as error:
+        words = "closed by peer|connection (reset|refused)|pair closure|broken pipe|gloo|nccl"
+        is_of_group = any(kind.__name__ == "DistError" for kind in type(error).__mro__)
+        is_lost = is_of_group or re.search(words, str(error), re.IGNORECASE)
+        is_known = isinstance(error, RunError) or console.is_out_of_memory(error)
+        if count() == 1 or is_known or not is_lost:
+            raise
+        raise RunError(
+            "another process of this run has ended or cannot be reached "
+            f"({console.one_line(error)[:200]})"
+        ) from error
 
 
 # ---- Training together ----
@@ -289,6 +303,23 @@ def distribute(model: "nn.Module") -> "nn.Module":
         # to other bits.
         find_unused_parameters=True,
     )
+
+
+def send_averages(optimizer: "torch.optim.Optimizer") -> None:
+    """Put the state of the first process's AdamW in place of all others', one by one."""
+    if count() == 1:
+        return
+    import torch
+    from torch import distributed
+
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    names = from_first([list(optimizer.state[p]) for p in parameters])
+    for parameter, of_parameter in zip(parameters, names, strict=True):
+        for name in of_parameter:
+            if not is_first():
+                like = torch.tensor(0.0, device=parameter.device) if name == "step" else parameter
+                optimizer.state[parameter][name] = torch.zeros_like(like, requires_grad=False)
+            distributed.broadcast(optimizer.state[parameter][name], 0)
 
 
 def only_added_up(model: "nn.Module", is_last: bool) -> contextlib.AbstractContextManager:

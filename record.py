@@ -200,7 +200,7 @@ def resumed(found: dict, now: dict, step: int) -> dict:
     was, conditions = _conditions(found), _conditions(now)
     if differing := [name for name in conditions if conditions[name] != was[name]]:
         shown = ", ".join(f"{name} {was[name]}, now {conditions[name]}" for name in differing)
-        say(f"NOTE: not as when the run was started: {shown}; numbers may differ, by rounding")
+        say(f"NOTE: not as when the run was started: {shown}; numbers may differ")
     changed = {
         name: value
         for name, value in now["settings"].items()

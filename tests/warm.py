@@ -43,13 +43,15 @@ def program(flags: list[str], before: Callable[[], None]) -> None:
     """What finetune.py does where it is the program."""
     console.end_on_signals()
     before()
-    with console.exit_codes(processes.may_tell):
+    with console.exit_codes(processes.may_tell), processes.losses_told():
         processes.join(flags)
         settings = processes.by_first(read_settings, vars(finetune), flags)
         if finished := processes.by_first(run_folder.result_of, settings):
             console.say(f"this run is complete; {finished}")
             sys.exit()
-        finetune.main(settings, processes.by_first(hub.ask, settings))
+        if problem := processes.by_first(hub.ask, settings):
+            hub.go_offline()
+        finetune.main(settings, problem)
         processes.leave()
 
 

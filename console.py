@@ -166,9 +166,18 @@ def stop_between_steps(once_more: bool) -> Iterator[None]:
         signal.signal(number, keep)
     try:
         yield
-    finally:
         put_back()
+    except BaseException:
+        put_back() if once_more else _ignore_signals()
+        raise
+    finally:
         _told_to_stop.clear()
+
+
+def _ignore_signals() -> None:
+    # torchrun ends a process where another has ended, and this one still has to say why.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def told_to_stop() -> int:
@@ -229,6 +238,7 @@ def exit_codes(may_tell: Callable[[], bool] = lambda: True) -> Iterator[None]:
         problems, code = [one_line(error)], 1
     else:
         return
+    _ignore_signals()
     is_quiet = not may_tell()
     for problem in problems:
         say("error: " + " ".join(problem.splitlines()))  # One line, whatever a name holds.

@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import os
 import re
+import shlex
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -105,7 +106,7 @@ def join(argv: list[str]) -> None:
     _told = functools.partial(of_torchrun.add, f"told {store.port}", 1)
     distributed.init_process_group(kinds, store=store, rank=rank(), world_size=count())
     _group = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
-    refuse_differences({"the command line": argv} | code() | versions())
+    refuse_differences({"the command line": shlex.join(argv)} | code() | versions())
 
 
 def _meet(of_torchrun: "distributed.Store") -> "distributed.TCPStore":
@@ -141,10 +142,10 @@ def leave() -> None:
         distributed.destroy_process_group()
 
 
-def code() -> dict[str, str]:
+def code() -> dict[str, bytes]:
     """SHA-256 of each file of this program."""
     files = sorted(Path(__file__).resolve().parent.glob("*.py"))
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return {file.name: hashlib.sha256(file.read_bytes()).digest() for file in files}
 
 
 def versions() -> dict[str, str]:
@@ -217,15 +218,22 @@ def refuse_differences(what: dict[str, object] | None) -> None:
     """Raise an InputError in all processes where one has another value of `what` than the first.
 
     Args:
-        what: values by their names for people; None: this process has none to compare.
+        what: values by their names for people, of which those that are text are shown; None: this
+            process has none to compare.
     """
     found = gather((socket.gethostname(), what))
     (first_host, first), *others = found
     problems = {}  # One for each host, and not for each of its processes.
     for host, other in others:
         if names := [name for name in first if other and other.get(name) != first[name]]:
+            differing = ", ".join(
+                f"{name} ({other.get(name)}; there: {first[name]})"
+                if isinstance(first[name], str)
+                else name
+                for name in names
+            )
             problems[host] = (
-                f"{host}: not as on {first_host}, where the first process is: {', '.join(names)}; "
+                f"{host}: not as on {first_host}, where the first process is: {differing}; "
                 "give the same command, with the same files, on each machine"
             )
     if problems:
@@ -276,9 +284,9 @@ def losses_told() -> Iterator[None]:
         is_known = isinstance(error, RunError) or console.is_out_of_memory(error)
         if count() == 1 or is_known or not is_lost:
             raise
+        reason = re.sub(r"^\[\S+:\d+\] ", "", console.one_line(error)).split(". ")[0]
         raise RunError(
-            "another process of this run has ended or cannot be reached "
-            f"({console.one_line(error)[:200]})"
+            f"another process of this run has ended or cannot be reached ({reason[:200]})"
         ) from error
 
 

@@ -57,7 +57,7 @@ def describe(settings: SimpleNamespace, replaced: dict, text, model: Path) -> di
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "versions": {"python": platform.python_version()} | processes.versions(),
-        "code": hashlib.sha256(json.dumps(processes.code()).encode()).hexdigest()[:12],
+        "code": hashlib.sha256(repr(processes.code()).encode()).hexdigest()[:12],
         "resumed": [],
         "result": None,
     }
@@ -68,8 +68,8 @@ def must_be_same(record: dict) -> dict[str, object]:
     settings, fingerprints = record["settings"], record["fingerprints"]
     return {
         "the data": (fingerprints["data"], record["labels"]),
-        "the model": fingerprints["model"],
-        "the device": (settings["device"], settings["precision"]),
+        "the model": (fingerprints["model"],),
+        "the device": f"{settings['device']}, {settings['precision']}",
     }
 
 

@@ -17,6 +17,7 @@ import torch
 import warm
 
 import checkpoint
+import console
 import finetune
 import processes
 
@@ -157,6 +158,13 @@ def losses(folder: Path, flags: list[str], cases: list[str]) -> dict:
     """What is said, and how soon all have ended, where one process of three fails."""
     runs, found = Runs(folder, flags), {}
 
+    def first_terminated(function: Callable) -> Callable:
+        def terminated(*arguments: object) -> object:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return function(*arguments)
+
+        return terminated
+
     def fail(case: str, moment: Path) -> Callable[[int], None]:
         victim = 0 if "first" in case else 1
 
@@ -174,6 +182,9 @@ def losses(folder: Path, flags: list[str], cases: list[str]) -> dict:
                 return real(*arguments)
 
             finetune.training_step = step
+            # torchrun ends the others as soon as one has ended, which can be in the midst of words.
+            for module, name in ((console, "one_line"), (processes, "may_tell")):
+                setattr(module, name, first_terminated(getattr(module, name)))
             if "disk" in case and rank == 0:
 
                 def save(*_: object) -> None:

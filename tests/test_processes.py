@@ -209,6 +209,7 @@ def test_where_one_process_fails_all_end_within_seconds_and_one_of_them_says_why
         assert len(errors) == 1 and said in errors[0], (case, found[case]["log"])
         assert "Traceback" not in found[case]["log"] and found[case]["seconds"] < 10
         codes = found[case]["codes"]
+        assert "/pytorch/" not in errors[0] and "stopped by" not in found[case]["log"]
         if "killed" in case:
             assert codes.count(-signal.SIGKILL) == 1 and codes.count(1) == 2, case
         else:
@@ -227,7 +228,8 @@ def test_machines_with_other_data_or_another_command_are_refused_before_anything
     for case, what in (("other data", "the data"), ("other flags", "the command line")):
         assert found[case]["codes"] == [2, 2] and not found[case]["is there"], found[case]["log"]
         errors = [x for x in found[case]["log"].splitlines() if x.startswith("error: ")]
-        assert len(errors) == 1 and f"is: {what}; give the same" in errors[0]
+        assert len(errors) == 1 and f"is: {what}" in errors[0] and "; give the same" in errors[0]
+    assert " --epochs 9; there: --" in errors[0]  # And so which it is.
 
 
 # ---- The real launcher ----
@@ -322,7 +324,7 @@ def test_the_slurm_script_stops_its_run_is_queued_again_and_goes_on(tmp_path, ti
     # and all processes of it.
     told = "pid=$(cat pid); kill -TERM $(cat /proc/$pid/task/$pid/children) $pid"
     for name, lines in {
-        "srun": """trap 'kill -9 $(cat pid)' TERM; "$@" & echo $! > pid; wait $!""",
+        "srun": """shift; trap 'kill -9 $(cat pid)' TERM; "$@" & echo $! > pid; wait $!""",
         "scancel": f'[ "$*" = "--signal=TERM 7" ] && {told}',
         "scontrol": "if [ $1 = show ]; then echo 127.0.0.1; else echo $* >> queue; fi",
     }.items():
@@ -341,12 +343,12 @@ def test_the_slurm_script_stops_its_run_is_queued_again_and_goes_on(tmp_path, ti
         script = script.replace(old, new)
     (tmp_path / "job").write_text(script)
     environment = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "a"}
-    environment |= {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    environment |= {"SLURM_CPUS_PER_TASK": "2", "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     out = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     how = {"cwd": tmp_path, "env": os.environ | ONE_THREAD | environment, **out}
     job = subprocess.Popen(["bash", "job"], **how)
     assert job.stdout.readline().startswith("epoch 0: ")
-    job.send_signal(signal.SIGTERM)
+    job.send_signal(signal.SIGUSR1)
     _, err = job.communicate(timeout=60)
     assert job.returncode == 0 and (tmp_path / "queue").read_text() == "requeue 7\n", err
     step = checkpoint.load(tmp_path / "runs" / "first" / "checkpoint.pt")["step"]

@@ -85,12 +85,11 @@ def _keep_gradient(words: nn.Embedding) -> None:
 
 
 def complete_gradients(model: nn.Module) -> None:
-    """Of several processes on a CPU, which have sent each other only those rows: add them now."""
+    """Of several processes on a CPU, which send each other only those rows: do that now."""
     words = getattr(model, "module", model).get_input_embeddings()
     if words.weight.grad is not None and words.weight.grad.is_sparse:
-        rows = words.weight.grad.coalesce()
-        whole = words.kept_gradient.zero_()
-        words.weight.grad = whole.index_copy_(0, rows.indices()[0], rows.values())
+        processes.mean_of_rows(words.weight.grad, words.kept_gradient)
+        words.weight.grad = words.kept_gradient
 
 
 class OneDNNLinear(nn.Linear):

@@ -296,12 +296,22 @@ def losses_told() -> Iterator[None]:
 def distribute(model: "nn.Module") -> "nn.Module":
     """The model with gradients that are the mean of all processes' after each backward pass.
 
-    The weights of the first process are sent to all others.
+    Those that have rows only are left to `mean_of_rows`. The weights of the first process are sent
+    to all others.
     """
     if count() == 1:
         return model
+    from torch import distributed
     from torch.nn.parallel import DistributedDataParallel
 
+    # Sent by DistributedDataParallel, two threads of torch 2.13 would write the long name of such a
+    # step (_ALLREDUCE_SPARSE) into one string at once, and once in some thousand steps into memory
+    # that is free by then: the process crashes, or worse.
+    parts = [path for path, part in model.named_modules() if getattr(part, "sparse", False)]
+    with_rows = [f"{path}.weight" for path in parts]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, with_rows)
+    for name in with_rows:
+        distributed.broadcast(model.get_parameter(name).data, 0)
     return DistributedDataParallel(
         model,
         forward_sync_buffers=False,  # None of an encoder's is changed by training.
@@ -328,6 +338,26 @@ def send_averages(optimizer: "torch.optim.Optimizer") -> None:
                 like = torch.tensor(0.0, device=parameter.device) if name == "step" else parameter
                 optimizer.state[parameter][name] = torch.zeros_like(like, requires_grad=False)
             distributed.broadcast(optimizer.state[parameter][name], 0)
+
+
+def mean_of_rows(rows: "torch.Tensor", mean: "torch.Tensor") -> None:
+    """Put the mean of all processes' `rows`, a sparse matrix, into the dense matrix `mean`."""
+    import torch
+    from torch import distributed
+    from torch.nn.functional import pad
+
+    rows = rows.coalesce()
+    numbers, values = rows.indices()[0], rows.values() / count()
+    most = torch.tensor(len(numbers))
+    distributed.all_reduce(most, distributed.ReduceOp.MAX)
+    missing = int(most) - len(numbers)  # Zeros are added to the first row in their place.
+    of_all = []
+    for own in (pad(numbers, (0, missing)), pad(values, (0, 0, 0, missing))):
+        of_all.append([torch.empty_like(own) for _ in range(count())])
+        distributed.all_gather(of_all[-1], own)
+    mean.zero_()
+    for of_one in zip(*of_all, strict=True):
+        mean.index_add_(0, *of_one)
 
 
 def only_added_up(model: "nn.Module", is_last: bool) -> contextlib.AbstractContextManager:

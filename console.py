@@ -19,6 +19,8 @@ OUT_OF_MEMORY = (
 
 # Whether another process of the run is the one that prints.
 is_quiet = False
+# Whether the run has others, which torchrun ends with one that fails.
+of_several = False
 
 
 class InputError(ValueError):
@@ -133,7 +135,8 @@ def _end(signal_number: int, frame: object) -> None:
     # No print: it fails where the signal comes in the middle of another print.
     if not is_quiet:
         with contextlib.suppress(OSError):
-            os.write(2, f"\nstopped by {signal.Signals(signal_number).name}\n".encode())
+            launcher = ", perhaps as another process has ended" if of_several else ""
+            os.write(2, f"\nstopped by {signal.Signals(signal_number).name}{launcher}\n".encode())
     os._exit(128 + signal_number)
 
 

@@ -87,7 +87,7 @@ def join(argv: list[str]) -> None:
     global _group, _told
     if count() == 1:
         return
-    console.is_quiet = not is_first()
+    console.is_quiet, console.of_several = not is_first(), True
     # Else DistributedDataParallel warns of what is meant: see `distribute`. torch looks here at its
     # import.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -208,6 +208,27 @@ def losses(folder: Path, flags: list[str], cases: list[str]) -> dict:
     return found
 
 
+def operations(folder: Path, flags: list[str]) -> list[str]:
+    """The names of what two processes do together in a step."""
+    runs, found = Runs(folder, flags), folder / "found"
+
+    def watch(rank: int) -> None:
+        real = finetune.training_step
+
+        def step(*arguments: object) -> object:
+            with torch.autograd.profiler.profile() as profile:
+                done = real(*arguments)
+            if rank == 0:
+                names = {event.name for event in profile.function_events}
+                found.write_text(json.dumps(sorted(x for x in names if x.startswith("gloo:"))))
+            return done
+
+        finetune.training_step = step
+
+    assert runs.run("run", 2, before=watch) == [0, 0], runs.log("run")
+    return json.loads(found.read_text())
+
+
 def machines(folder: Path, flags: list[str], data: str) -> dict:
     """Two machines: the same but for the data or the command, or all the same."""
     runs, found = Runs(folder, flags), {}

@@ -1,6 +1,7 @@
 """Groups of warm processes, as torchrun would start them: see warm.py.
 
-Started by tests as `python tests/group.py SCENARIO ARGUMENTS`.
+Started by tests once: it reads a scenario and its arguments from each line, runs it in a fork of
+itself, and answers with what that has found, or null.
 """
 
 import json
@@ -9,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -248,5 +250,16 @@ def machines(folder: Path, flags: list[str], data: str) -> dict:
 
 
 if __name__ == "__main__":
-    scenario, arguments = sys.argv[1], json.loads(sys.argv[2])
-    print(json.dumps(globals()[scenario](Path(arguments.pop("folder")), **arguments)))
+    for line in sys.stdin:
+        scenario, arguments = json.loads(line)
+        if pid := os.fork():
+            if os.waitpid(pid, 0)[1]:
+                print("null", flush=True)
+            continue
+        try:
+            found = globals()[scenario](Path(arguments.pop("folder")), **arguments)
+            print(json.dumps(found), flush=True)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)

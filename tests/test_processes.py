@@ -1,15 +1,18 @@
 """Several processes come to what one does, and none of them is left alone when another fails."""
 
+import functools
 import itertools
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -30,18 +33,35 @@ FLAGS = ["--data", "builtin", "--epochs", "2", "--max-train-samples", "61", "--b
 FLAGS += ["--learning-rate", "3e-4", "--log-every", "3", "--keep", "last"]
 
 
-def group(scenario: str, folder: Path, **arguments: object) -> dict:
-    folder.mkdir(exist_ok=True)
-    arguments = json.dumps({"folder": str(folder)} | arguments)
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "group.py"), scenario, arguments],
+@functools.cache
+def groups() -> tuple[subprocess.Popen, IO[str]]:
+    """group.py, in which all is imported, and what it says on stderr."""
+    said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the program runs)
+    program = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "group.py")],
         env=os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=said,
         text=True,
-        timeout=600,
     )
-    assert done.returncode == 0, done.stderr[-5000:]
-    return json.loads(done.stdout)
+    return program, said
+
+
+def group(scenario: str, folder: Path, **arguments: object) -> dict:
+    """What a scenario of group.py has found."""
+    folder.mkdir(exist_ok=True)
+    program, said = groups()
+    print(
+        json.dumps([scenario, {"folder": str(folder)} | arguments]), file=program.stdin, flush=True
+    )
+    limit = threading.Timer(600, program.kill)
+    limit.start()
+    found = json.loads(program.stdout.readline() or "null")
+    limit.cancel()
+    said.seek(0)
+    assert found is not None, said.read()[-5000:]
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -300,29 +320,6 @@ def test_two_launchers_on_two_addresses_complete_one_run_together(tmp_path, tiny
     assert sum(record["by_process"]) == 72 and len(record["by_process"]) == 2
 
 
-def test_another_code_on_another_node_is_refused_with_its_name(tmp_path, tiny):
-    (tmp_path / "a.csv").write_text(CSV)
-    (tmp_path / "other").mkdir()
-    for file in ROOT.glob("*.py"):
-        shutil.copy(file, tmp_path / "other")
-    with (tmp_path / "other" / "labels.py").open("a") as source:
-        source.write("# Another.\n")
-    port = 20_000 + (os.getpid() + 1) % 10_000
-    flags = ["--model", tiny, "--data", "a.csv", "--output-dir", "run"]
-    runs = []
-    for address, script in (
-        ("127.0.0.1", ROOT / "finetune.py"),
-        ("127.0.0.2", tmp_path / "other" / "finetune.py"),
-    ):
-        how = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
-        how += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", address]
-        runs.append(launch(tmp_path, how, *flags, script=script))
-    said = "".join(run.communicate(timeout=120)[1] for run in runs)
-    errors = re.findall("^error: .*", said, re.MULTILINE)
-    assert len(errors) == 1 and "labels.py" in errors[0] and "data.py" not in errors[0], said
-    assert all(run.returncode for run in runs) and not (tmp_path / "run").exists()
-
-
 def test_the_slurm_script_stops_its_run_is_queued_again_and_goes_on(tmp_path, tiny):
     (tmp_path / "a.csv").write_text(CSV)
     (tmp_path / "bin").mkdir()
@@ -440,5 +437,6 @@ def test_a_process_alone_tells_itself_everything():
     assert processes.is_first() and processes.leads() and processes.count() == 1
     started = time.monotonic()
     processes.refuse_differences({"the data": 1})
+    assert processes.code().keys() == {file.name for file in ROOT.glob("*.py")}
     processes.join([])
     assert time.monotonic() - started < 0.1

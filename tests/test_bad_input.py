@@ -34,6 +34,31 @@ def check_refused(run, output: Path, *messages: str) -> None:
     assert not output.exists()
 
 
+@pytest.fixture
+def in_process(tmp_path, monkeypatch, capfd):
+    """What `finetune` does, without seconds of imports: the same function, called here."""
+    import console
+    import finetune as script
+    from settings import read_settings
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(console, "_ignore_signals", lambda: None)  # Of the tests themselves.
+
+    def run(*flags: object) -> SimpleNamespace:
+        code = 0
+        capfd.readouterr()
+        try:
+            with console.exit_codes():
+                script.main(read_settings(vars(script), [*map(str, flags)]), None)
+        except SystemExit as end:
+            code = end.code
+        out, err = capfd.readouterr()
+        errors = [line for line in err.splitlines() if line.startswith("error: ")]
+        return SimpleNamespace(code=code, out=out, err=err, errors=errors)
+
+    return run
+
+
 def check_done(run, output: Path, epochs: int = 1) -> None:
     assert run.code == 0, run.err
     assert [line.split(":")[0] for line in run.out.splitlines()] == [
@@ -231,9 +256,9 @@ MODELS = {
 
 
 @pytest.mark.parametrize("make, message", MODELS.values(), ids=MODELS)
-def test_a_model_that_would_be_wrong_is_refused(finetune, tmp_path, make, message):
+def test_a_model_that_would_be_wrong_is_refused(in_process, tmp_path, make, message):
     make(tmp_path / "model")
-    run = finetune("--model", tmp_path / "model", "--data", "builtin", "--output-dir", "run")
+    run = in_process("--model", tmp_path / "model", "--data", "builtin", "--output-dir", "run")
     check_refused(run, tmp_path / "run", message)
 
 
@@ -341,11 +366,11 @@ FILES = {
 
 
 @pytest.mark.parametrize("name, content, message", FILES.values(), ids=FILES)
-def test_a_file_that_cannot_be_used_is_refused(finetune, tmp_path, name, content, message):
+def test_a_file_that_cannot_be_used_is_refused(in_process, tmp_path, name, content, message):
     if content is not None:
         content = content if isinstance(content, bytes) else content.encode()
         (tmp_path / name).write_bytes(content)
-    run = finetune("--model", "builtin", "--data", name, "--output-dir", "run")
+    run = in_process("--model", "builtin", "--data", name, "--output-dir", "run")
     check_refused(run, tmp_path / "run", message)
 
 

@@ -335,7 +335,7 @@ def test_the_slurm_script_stops_its_run_is_queued_again_and_goes_on(tmp_path, ti
         (tmp_path / "bin" / name).chmod(0o755)
     script = block("slurm")
     assert script.count("\n") < 20
-    flags = f"--model {tiny} --data a.csv --batch-size 8 --epochs 200"
+    flags = f"--model {tiny} --data a.csv --batch-size 8 --epochs 100"
     for old, new in {
         ".venv/bin/torchrun": " ".join(TORCHRUN),
         "--nproc-per-node 8": "--nproc-per-node 2",

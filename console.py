@@ -135,8 +135,8 @@ def _end(signal_number: int, frame: object) -> None:
     # No print: it fails where the signal comes in the middle of another print.
     if not is_quiet:
         with contextlib.suppress(OSError):
-            launcher = ", perhaps as another process has ended" if of_several else ""
-            os.write(2, f"\nstopped by {signal.Signals(signal_number).name}{launcher}\n".encode())
+            why = ", perhaps as another process has ended" if of_several else ""
+            os.write(2, f"\nstopped by {signal.Signals(signal_number).name}{why}\n".encode())
     os._exit(128 + signal_number)
 
 

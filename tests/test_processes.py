@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -318,6 +319,29 @@ def test_two_launchers_on_two_addresses_complete_one_run_together(tmp_path, tiny
     (folder,) = (tmp_path / "runs").iterdir()  # The default one, chosen by the first alone.
     record = json.loads((folder / "run.json").read_text())
     assert sum(record["by_process"]) == 72 and len(record["by_process"]) == 2
+
+
+def test_another_code_on_another_node_is_refused_with_its_name(tmp_path, tiny):
+    (tmp_path / "a.csv").write_text(CSV)
+    (tmp_path / "other").mkdir()
+    for file in ROOT.glob("*.py"):
+        shutil.copy(file, tmp_path / "other")
+    with (tmp_path / "other" / "labels.py").open("a") as source:
+        source.write("# Another.\n")
+    port = 20_000 + (os.getpid() + 1) % 10_000
+    flags = ["--model", tiny, "--data", "a.csv", "--output-dir", "run"]
+    runs = []
+    for address, script in (
+        ("127.0.0.1", ROOT / "finetune.py"),
+        ("127.0.0.2", tmp_path / "other" / "finetune.py"),
+    ):
+        how = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
+        how += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", address]
+        runs.append(launch(tmp_path, how, *flags, script=script))
+    said = "".join(run.communicate(timeout=120)[1] for run in runs)
+    errors = re.findall("^error: .*", said, re.MULTILINE)
+    assert len(errors) == 1 and "labels.py" in errors[0] and "data.py" not in errors[0], said
+    assert all(run.returncode for run in runs) and not (tmp_path / "run").exists()
 
 
 def test_the_slurm_script_stops_its_run_is_queued_again_and_goes_on(tmp_path, tiny):

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,7 +47,7 @@ class Stopped(Exception):
 class LogProgress:
     """The few methods of tqdm that are used here, as a plain line every 30 s for a log file."""
 
-    def __init__(self, total: int, unit: str, unit_scale: bool, desc: str, initial: int):
+    def __init__(self, total: int | None, unit: str, unit_scale: bool, desc: str, initial: int):
         self.total, self.unit, self.unit_scale = total, unit, unit_scale
         self.n = self.initial = initial
         self.desc, self.postfix = desc, ""
@@ -83,18 +84,32 @@ class LogProgress:
 Progress = tqdm | LogProgress
 
 
-def progress(total: int, unit: str, desc: str, done: int = 0) -> Progress:
-    """A bar on a terminal, for work that takes longer than two seconds; plain lines elsewhere.
+def progress(total: int | None, unit: str, desc: str, done: int = 0, show: bool = True) -> Progress:
+    """A bar on a terminal or in a notebook, for work that takes longer than two seconds.
+
+    Elsewhere plain lines.
 
     Args:
-        total: how many `unit`s, such as "sentences", there are to do.
+        total: how many `unit`s, such as "sentences", there are to do; None: nobody knows.
         done: how many of them were done before.
+        show: False for work that is a part of other work, which shows its progress.
     """
-    how = {"total": total, "unit": f" {unit}", "unit_scale": total >= 10_000, "desc": desc}
+    how = {"total": total, "unit": f" {unit}", "unit_scale": (total or 0) >= 10_000, "desc": desc}
     how["initial"] = done
-    if not sys.stderr.isatty():
+    how_shown = {"delay": 2, "dynamic_ncols": True, "disable": is_quiet or not show}
+    if show and _is_notebook():
+        from tqdm.auto import tqdm as bar_for_here
+
+        return bar_for_here(**how, **how_shown)
+    if show and not sys.stderr.isatty():
         return LogProgress(**how)
-    return tqdm(**how, delay=2, dynamic_ncols=True, disable=is_quiet)
+    return tqdm(**how, **how_shown)
+
+
+def _is_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    shell = ipython and ipython.get_ipython()
+    return bool(shell) and "IPKernelApp" in shell.config
 
 
 def say(message: str) -> None:
@@ -140,6 +155,16 @@ def _end(signal_number: int, frame: object) -> None:
     os._exit(128 + signal_number)
 
 
+def stop_on_signals() -> None:
+    """From now on Ctrl-C and SIGTERM raise Stopped, so that what was begun can be put away."""
+
+    def stop(signal_number: int, frame: object) -> None:
+        raise Stopped(signal_number)
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+
+
 _told_to_stop: list[int] = []  # The signal that came inside `stop_between_steps`.
 
 
@@ -164,7 +189,10 @@ def stop_between_steps(once_more: bool) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():
+        numbers = ()  # Signals come to the main thread alone, which is another program's.
+    before = {number: signal.getsignal(number) for number in numbers}
     for number in before:
         signal.signal(number, keep)
     try:

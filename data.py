@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pyarrow.compute
 import torch
+import transformers
 
 import hub
 import labels
@@ -156,6 +157,11 @@ class TokenizedText(torch.utils.data.Dataset):
         """The Arrow files on disk that hold the rows, for `map_tokens`."""
         return [file["filename"] for file in self.rows.cache_files]
 
+    def count_classes(self, classes: int) -> np.ndarray:
+        """How many rows each class has; int64 of shape (classes,)."""
+        parts = mapped.in_parts(self.rows.data["labels"].chunks)
+        return sum(np.bincount(part, minlength=classes) for part in parts)
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -180,15 +186,9 @@ def tokenize(
     if pairs and "token_type_ids" in tokenizer.model_input_names:
         columns["token_type_ids"] = datasets.List(datasets.Value("int8"))
 
-    def encode(batch: dict[str, list]) -> dict[str, list]:
-        encoded = tokenizer(
-            batch["text"],
-            batch["text_pair"] if pairs else None,
-            truncation=True,
-            max_length=max_length,
-            padding=False,
-            return_token_type_ids="token_type_ids" in columns,
-        )
+    def encode_rows(batch: dict[str, list]) -> dict[str, list]:
+        second = batch["text_pair"] if pairs else None
+        encoded = encode(tokenizer, batch["text"], second, max_length)
         bar.update(len(batch["text"]))
         if bar.n % 100_000 < len(batch["text"]):
             mapped.release()
@@ -203,7 +203,7 @@ def tokenize(
     content = (split._fingerprint, state, sorted(columns), ids, "tokens 2")
     with progress(len(split), "sentences", f"tokenizing {what}") as bar:
         rows = split.map(
-            encode,
+            encode_rows,
             batched=True,
             batch_size=tables.ROWS_AT_A_TIME,
             remove_columns=split.column_names,
@@ -217,6 +217,24 @@ def tokenize(
     if cut:
         say(f"{cut:,} of {len(rows):,} {what} sentences were cut to {max_length} tokens")
     return TokenizedText(rows.remove_columns("was_cut"))
+
+
+def encode(
+    tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
+) -> transformers.BatchEncoding:
+    """Texts, or pairs of them, as at most `max_length` token ids each, unpadded.
+
+    `token_type_ids`, which tell the first text from the second, are there for pairs alone, and if
+    the model reads them.
+    """
+    return tokenizer(
+        list(texts),
+        list(pairs) if pairs is not None else None,
+        truncation=True,
+        max_length=max_length,
+        padding=False,
+        return_token_type_ids=pairs is not None and "token_type_ids" in tokenizer.model_input_names,
+    )
 
 
 def map_tokens(files: list[str]) -> TokenizedText:
@@ -254,6 +272,7 @@ class Batch(NamedTuple):
 
     micro_batches: list[dict[str, torch.Tensor]]  # As `collate` makes them; none of an empty share.
     shares: list[int]
+    rows: np.ndarray  # The numbers of those in micro_batches.
 
 
 def share_out(lengths: np.ndarray, processes: int) -> list[np.ndarray]:
@@ -290,9 +309,7 @@ def make_loader(
         most: the most rows of a micro-batch; None: a share is whole, on a CPU of at most
             MOST_TOKENS_ON_CPU tokens.
     """
-    most_tokens = MOST_TOKENS_ON_CPU if device == "cpu" else sys.maxsize
-    # The matrix units of a GPU work on tiles. A model may have max_length positions only.
-    multiple = 8 if device == "cuda" and max_length % 8 == 0 else 1
+    most_tokens, multiple = limits(device, max_length)
 
     def load(batch: np.ndarray) -> Batch:
         shares = share_out(tokens.lengths[batch], processes)
@@ -300,12 +317,19 @@ def make_loader(
         if len(own):
             rows = tokens.__getitems__(own)
             micro_batches = collate(rows, pad_token_id, most, most_tokens, multiple)
-        return Batch(micro_batches, list(map(len, shares)))
+        return Batch(micro_batches, list(map(len, shares)), own)
 
     # One by one, as they are batches already.
     return torch.utils.data.DataLoader(
         batches, batch_size=None, collate_fn=load, pin_memory=device == "cuda"
     )
+
+
+def limits(device: str, max_length: int) -> tuple[int, int]:
+    """`most_tokens` and `multiple` of `collate` that suit a device."""
+    most_tokens = MOST_TOKENS_ON_CPU if device == "cpu" else sys.maxsize
+    # The matrix units of a GPU work on tiles. A model may have max_length positions only.
+    return most_tokens, 8 if device == "cuda" and max_length % 8 == 0 else 1
 
 
 def collate(
@@ -323,7 +347,7 @@ def collate(
         multiple: the number of tokens of a row is rounded up to a multiple of it.
     Returns:
         Per micro-batch: `input_ids`, `attention_mask` and perhaps `token_type_ids`, int64 of shape
-        (rows, tokens), and `labels`, int64 of shape (rows,).
+        (rows, tokens), and `labels`, where rows have them, int64 of shape (rows,).
     """
     if most is None:
         longest = max(len(row["input_ids"]) for row in rows)
@@ -337,7 +361,9 @@ def _pad(rows: Sequence[dict], pad_token_id: int, multiple: int) -> dict[str, to
     lengths = torch.tensor([len(row["input_ids"]) for row in rows])
     width = math.ceil(int(lengths.max()) / multiple) * multiple
     mask = torch.arange(width) < lengths[:, None]
-    batch = {"attention_mask": mask.long(), "labels": torch.tensor([row["labels"] for row in rows])}
+    batch = {"attention_mask": mask.long()}
+    if "labels" in rows[0]:
+        batch["labels"] = torch.tensor([row["labels"] for row in rows])
     for column in rows[0].keys() - {"labels"}:
         padding = pad_token_id if column == "input_ids" else 0
         padded = torch.full(mask.shape, padding)

@@ -120,6 +120,6 @@ def told(path: Path) -> Iterator[None]:
             raise
         reason = getattr(cause, "strerror", None) or one_line(cause)
         raise RunError(
-            f"{path} could not be written ({reason}); mend that, then give the same command with "
-            "--output-dir and --resume"
+            f"{path} could not be written ({reason}); mend that, then give the same command, a run "
+            "with --output-dir and --resume"
         ) from error

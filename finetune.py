@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import files
 import hub
@@ -30,7 +31,7 @@ import processes
 import record as records
 import run_folder
 from console import InputError, RunError, progress, result, say
-from settings import Settings, read_settings
+from settings import Settings, from_keywords, read_settings
 
 # ---- Settings: each constant is also a flag (`BATCH_SIZE` is `--batch-size`). ----
 
@@ -67,7 +68,11 @@ WEIGHT_DECAY = 0.01
 MAX_GRAD_NORM = 1.0
 # Leave the word embeddings as they were pretrained: 6 % faster on a CPU, with other results.
 FREEZE_EMBEDDINGS = False
-# Which epoch's model is kept: `best` by validation accuracy (of equals the earlier), or `last`.
+# `balanced`: the rarer a class, the more each of its sentences counts in the loss, so that all
+# classes count alike; None: all sentences do.
+CLASS_WEIGHTS = None
+# Which epoch's model is kept: `best` by validation accuracy (of equals the earlier), by `macro_f1`,
+# to which a rare class matters as much as others, or `last`.
 KEEP = "best"
 # auto takes the fastest that is there, in this order: cuda, mps, cpu.
 DEVICE = "auto"
@@ -77,6 +82,8 @@ PRECISION = "auto"
 COMPILE = False
 # Steps between two lines of metrics.jsonl; each makes the device wait.
 LOG_EVERY = 20
+# Write what is logged for TensorBoard too, where that is installed: `tensorboard --logdir runs`.
+TENSORBOARD = False
 # The most minutes of training that are lost where the machine vanishes.
 CHECKPOINT_MINUTES = 10
 # Where the run is written; None: a new folder runs/<date>-<time>.
@@ -98,16 +105,20 @@ if __name__ == "__main__":
         if hub_problem:
             hub.go_offline()
 
+import numpy as np
 import torch
 import transformers
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+import boards
 import checkpoint
 import data
 import faster
 import model as models
+import model_card
+import report
 
 # ---- Train ----
 
@@ -148,6 +159,7 @@ def training_step(
     optimizer: torch.optim.Optimizer,
     batch: data.Batch,
     settings: Settings,
+    class_weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One optimizer step on one batch: its mean loss and the gradient's norm, on the device."""
     sentences = sum(batch.shares)
@@ -161,7 +173,7 @@ def training_step(
             # Summed, then divided by the sentences of the whole step: micro-batches of any size,
             # on any number of processes, add up to exactly the mean of the batch, and so do their
             # gradients.
-            part = F.cross_entropy(logits, labels, reduction="sum") / sentences
+            part = F.cross_entropy(logits, labels, class_weights, reduction="sum") / sentences
             # Of several processes' gradients the mean is taken, and not the sum.
             (part * len(batch.shares)).backward()
         loss += part.detach()
@@ -179,12 +191,14 @@ def train_epoch(
     settings: Settings,
     state: dict,
     steps: int,
+    class_weights: torch.Tensor | None = None,
 ) -> Iterator[dict | None]:
     """Take a step with each batch of `loader`, which has what is left of the epoch.
 
     Args:
         state: of `checkpoint.new_state`; what the steps change in it is counted on.
         steps: those of all epochs together.
+        class_weights: how much a sentence of each class counts, in the mean 1; None: all alike.
     Yields:
         After each step None, or each LOG_EVERY steps and at the end of the epoch a line to log.
     Raises:
@@ -200,7 +214,7 @@ def train_epoch(
             group["lr"] = learning_rate_at(step, steps, settings)
         # Dropout's numbers follow from the step alone, so that any step can be repeated.
         torch.manual_seed(int(data.generator(settings.seed, dropout, step).integers(2**63)))
-        loss_and_norm = training_step(model, optimizer, batch, settings)
+        loss_and_norm = training_step(model, optimizer, batch, settings, class_weights)
         state["unread"].append(torch.stack(loss_and_norm))
         state["step"] += 1
         state["sentences"] += sum(batch.shares)
@@ -247,27 +261,33 @@ def read_window(state: dict, steps: int, settings: Settings) -> None:
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, loader: DataLoader[data.Batch], settings: Settings
-) -> tuple[dict[str, float], float]:
-    """The accuracy over all sentences of `loader`, of all processes, and their mean loss."""
-    from metric import Accuracy  # Takes seconds to import; the input is known to be right by now.
+) -> tuple[dict[str, float], float, report.Answers]:
+    """Accuracy, macro-F1 and mean loss over all sentences of `loader`, of all processes.
+
+    Returns:
+        The scores, the loss, and what the model says of each sentence, in their order.
+    """
+    from metric import Accuracy, macro_f1  # Seconds to import; the input is right by now.
 
     model.eval()
-    predictions, references, loss_sum = [], [], 0.0
+    rows, answers, loss_sum = [np.empty(0, int)], [torch.empty(0, 3)], 0.0
     with progress(len(loader), "batches", "evaluating") as bar:
         for batch in loader:
+            rows.append(batch.rows)
             for micro_batch in batch.micro_batches:
                 logits, labels = forward(model, micro_batch, settings)
-                predictions += logits.argmax(dim=-1).tolist()
-                references += labels.tolist()
+                best = logits.softmax(dim=-1).max(dim=-1)
+                answers.append(torch.stack([labels, best.indices, best.values], dim=1).cpu())
                 loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
             bar.update()
             processes.stop_if_told()
-    metric, losses, sentences = Accuracy(), 0.0, 0
-    for of_one in processes.gather((predictions, references, loss_sum)):
-        metric.add_batch(predictions=of_one[0], references=of_one[1])
-        losses += of_one[2]
-        sentences += len(of_one[0])
-    return metric.compute(), losses / sentences
+    of_all = processes.gather((np.concatenate(rows), torch.cat(answers).numpy(), loss_sum))
+    rows, answers, losses = zip(*of_all, strict=True)
+    labels, predictions, probabilities = np.concatenate(answers)[np.argsort(np.concatenate(rows))].T
+    found = report.Answers(labels.astype(int), predictions.astype(int), probabilities)
+    scores = Accuracy().compute(predictions=found.predictions, references=found.references)
+    scores["macro_f1"] = macro_f1(found.references, found.predictions)
+    return scores, sum(losses) / len(labels), found
 
 
 # ---- The whole run ----
@@ -280,13 +300,14 @@ def fit(
     settings: Settings,
     folder: Path,
     state: dict,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], report.Answers]:
     """All epochs from `state` on; the kept epoch's model is in `folder`/model at the end.
 
     Args:
         state: of `checkpoint.new_state`, or that of a run which goes on.
     Returns:
-        The kept epoch (from 0), its accuracy and loss on validation, and its accuracy on test.
+        The kept epoch (from 0), its scores and loss on validation, and its accuracy on test; and
+        what it says of each validation sentence.
     """
 
     def loader(split: str, batches: list) -> DataLoader[data.Batch]:
@@ -294,7 +315,7 @@ def fit(
         place = processes.rank(), processes.count()
         return data.make_loader(tokens[split], batches, *widths, settings.device, *place)
 
-    def score(model: nn.Module, split: str, most: int | None = None) -> tuple[dict, float]:
+    def score(model: nn.Module, split: str, most: int | None = None) -> tuple:
         batches = data.sorted_batches(tokens[split].lengths, settings.batch_size)
         return evaluate(model, loader(split, batches[:most]), settings)
 
@@ -302,6 +323,8 @@ def fit(
         state["history"].append(line)
         if processes.is_first():
             files.append_line(folder / run_folder.METRICS, line)
+        if board:
+            boards.add(board, line)
 
     def save() -> None:
         nonlocal saved, saved_at
@@ -328,6 +351,19 @@ def fit(
     checkpoint.put_back(checkpoint_file, state, model, optimizer)
     processes.send_averages(optimizer)
     trained = processes.distribute(model)  # And send the weights.
+    counts = tokens["train"].count_classes(len(model.config.id2label))
+    class_weights = None
+    if settings.class_weights == "balanced":
+        # In the mean over the sentences 1. A class that training lacks has none.
+        class_weights = counts.sum() / counts.clip(min=1) / np.count_nonzero(counts)
+        class_weights = torch.tensor(class_weights, dtype=torch.float32, device=settings.device)
+    wanted = "accuracy" if settings.keep == "best" else settings.keep
+    # Where accuracy can be high though a class is never found.
+    has_rare = len(counts) > 2 or counts.min() < 0.2 * counts.sum() or wanted == "macro_f1"
+    shown = ["accuracy", "macro_f1"] if has_rare else ["accuracy"]
+    board = None
+    if settings.tensorboard and processes.is_first():
+        board = boards.open_board(folder, state["history"])
     lengths = tokens["train"].lengths
     steps_per_epoch = math.ceil(len(lengths) / settings.batch_size)
     steps, sentences = settings.epochs * steps_per_epoch, settings.epochs * len(lengths)
@@ -349,7 +385,9 @@ def fit(
                 batches = data.epoch_batches(lengths, settings.batch_size, settings.seed, epoch)
                 # A run that goes on does not even read what it has trained on.
                 rest = loader("train", batches[state["step"] - epoch * steps_per_epoch :])
-                for line in train_epoch(trained, optimizer, rest, settings, state, steps):
+                for line in train_epoch(
+                    trained, optimizer, rest, settings, state, steps, class_weights
+                ):
                     if line:
                         log(line)
                         bar.set_postfix_str(f"epoch {epoch}, loss {line['loss']:.3f}", False)
@@ -357,20 +395,22 @@ def fit(
                     if time.monotonic() - saved_at >= 60 * settings.checkpoint_minutes:
                         save()
                     processes.stop_if_told()
-                metrics, loss = score(model, "validation")
+                metrics, loss, _ = score(model, "validation")
                 if not math.isfinite(loss):
                     raise RunError(
                         f"epoch {epoch}: the validation loss is not finite; try a lower "
                         "--learning-rate"
                     )
-                scores = {"eval_loss": loss, "eval_accuracy": metrics["accuracy"]}
-                log({"epoch": epoch, "step": state["step"]} | scores)
-                best = state["kept"].get("accuracy", -math.inf)
-                if settings.keep == "last" or metrics["accuracy"] > best:
-                    state["kept"] = {"epoch": epoch, **metrics, "loss": loss}
+                scores = {f"eval_{name}": metrics[name] for name in shown}
+                log({"epoch": epoch, "step": state["step"], "eval_loss": loss} | scores)
+                best = state["kept"].get(wanted, -math.inf)
+                if wanted == "last" or metrics[wanted] > best:
+                    scores = {name: metrics[name] for name in shown}
+                    state["kept"] = {"epoch": epoch, **scores, "loss": loss}
                 state["epoch"] = epoch + 1
                 save()
-                result(f"epoch {epoch}: {metrics}")  # Where stdout is closed, nothing else is lost.
+                # Where stdout is closed, nothing else is lost.
+                result(f"epoch {epoch}: {{'accuracy': {metrics['accuracy']}}}")
         except console.Stopped:
             save()
             processes.gather(None)  # Else torchrun ends them all with the first that has ended.
@@ -380,17 +420,19 @@ def fit(
             raise
     state["seconds"] += time.monotonic() - started
     kept = dict(state["kept"])
-    if "test" in tokens:  # Once, with the kept model as it was written.
-        labels = list(model.config.id2label.values())
-        path = str(kept_model.absolute())  # And no name of one on the Hub.
-        written = processes.by_first(
-            lambda: models.load_model(path, labels, settings.max_length)[0].state_dict()
-        )
-        model.load_state_dict(written)
-        metrics, _ = score(model, "test")
-        say(f"test: {metrics}")
+    # From here on the kept model, as it was written.
+    labels = list(model.config.id2label.values())
+    path = str(kept_model.absolute())  # And no name of one on the Hub.
+    written = processes.by_first(
+        lambda: models.load_model(path, labels, settings.max_length)[0].state_dict()
+    )
+    model.load_state_dict(written)
+    *_, answers = score(model, "validation")
+    if "test" in tokens:  # Once.
+        metrics, *_ = score(model, "test")
+        say(f"test: {{'accuracy': {metrics['accuracy']}}}")
         kept["test_accuracy"] = metrics["accuracy"]
-    return kept
+    return kept, answers
 
 
 def load(settings: Settings, hub_problem: str | None) -> tuple:
@@ -430,7 +472,7 @@ def load(settings: Settings, hub_problem: str | None) -> tuple:
     return text, model, tokenizer, record
 
 
-def main(settings: Settings, hub_problem: str | None) -> None:
+def main(settings: Settings, hub_problem: str | None) -> Path:
     """One run: from the names of model and data to the kept model in the run's folder."""
     started = time.monotonic()
     record = labels = checkpoint_folder = None
@@ -466,15 +508,62 @@ def main(settings: Settings, hub_problem: str | None) -> None:
             model.get_input_embeddings().requires_grad_(False)
         faster.prepare(model, settings)
         state["seconds"] += time.monotonic() - started
-        kept = fit(model, tokenizer, tokens, settings, folder, state)
+        kept, answers = fit(model, tokenizer, tokens, settings, folder, state)
         if is_first:
             record["by_process"] = state["by_process"]
-            record["result"] = kept | {"seconds": round(state["seconds"], 1)}
+            record["result"] = kept | report.summary(kept["accuracy"], answers)
+            record["result"]["seconds"] = round(state["seconds"], 1)
+            report.write(folder, record, state["history"], text.splits["validation"], answers)
             run_folder.finish(folder, record, state["history"])
     if is_first:
+        say(model_card.in_words(record["result"], len(answers.references)))
         say(run_folder.result_line(folder, record["result"]))
         if record["replaced"]:
             say(hub.stand_in_line(record["replaced"]))
+    return folder
+
+
+# ---- From Python, as in a notebook ----
+
+SettingsError = InputError  # The settings are wrong, or what they name; `problems` are its lines.
+
+
+class Result(NamedTuple):
+    """What a run has come to."""
+
+    metrics: dict[str, float]  # The `result` of run.json: epoch, accuracy, loss, seconds and so on.
+    folder: Path  # What else is in it, README.md says.
+    model_folder: Path
+    model: transformers.PreTrainedModel  # The kept epoch's, on the CPU, for use.
+    tokenizer: transformers.PreTrainedTokenizerFast
+
+
+def finetune(**settings: object) -> Result:
+    """One run, as the program does it: `finetune(data="reviews.csv", epochs=2)`.
+
+    Args:
+        settings: of the constants above, in small letters, those that are to be others.
+    Raises:
+        SettingsError: with a line for each thing that is wrong.
+        RunError: the run could not go on.
+        KeyboardInterrupt: it was interrupted; with `output_dir` and `resume=True` it goes on.
+    """
+    chosen = from_keywords(globals(), settings)
+    folder = Path(chosen.output_dir or "")
+    if finished := run_folder.result_of(chosen):
+        say(f"this run is complete; {finished}")
+    else:
+        hub_problem = hub.ask(chosen)
+        hub.go_offline(bool(hub_problem))
+        try:
+            folder = main(chosen, hub_problem)
+        except console.Stopped as stop:
+            raise KeyboardInterrupt(str(stop)) from None
+    record = records.read(folder)
+    kept = folder / run_folder.MODEL
+    length = record["settings"]["max_length"]
+    model, tokenizer, _ = models.load_model(str(kept.absolute()), record["labels"], length)
+    return Result(record["result"], folder, kept, model, tokenizer)
 
 
 if __name__ == "__main__":

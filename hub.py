@@ -56,14 +56,14 @@ def ask(settings: SimpleNamespace) -> str | None:
     return _why_out_of_reach(parts[0], SHORT_NAMES.get(name, name).partition(":")[0])
 
 
-def go_offline() -> None:
+def go_offline(is_offline: bool = True) -> None:
     """Put the Hub's libraries offline for the whole run: what they have cached still works.
 
     The rest fails at once; left to themselves they would try for minutes.
     """
-    constants.HF_HUB_OFFLINE = True
+    constants.HF_HUB_OFFLINE = is_offline
     if datasets := sys.modules.get("datasets"):  # It has copied the constant.
-        datasets.config.HF_HUB_OFFLINE = True
+        datasets.config.HF_HUB_OFFLINE = is_offline
 
 
 def _why_out_of_reach(part: str, repository: str) -> str | None:

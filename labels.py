@@ -1,6 +1,7 @@
 """The labels of a data set as its author writes them in, the ids of its classes out."""
 
 import re
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
 import pyarrow.compute
@@ -73,6 +74,17 @@ def label_ids(
     if problems:
         raise InputError(*problems[:MOST_PROBLEMS])
     return {label: labels.index(canonical[label]) for label in written}, labels
+
+
+def ids_of(found: Iterable[str], names: Sequence[str]) -> dict[str, int]:
+    """The ids of the labels `found` in a file, as far as they are among a model's `names`.
+
+    Numbers are compared by value; where `names` are words and a file has numbers, those are ids.
+    """
+    by_name = {_plain(name): number for number, name in enumerate(names)}
+    if not any(map(NUMBER.fullmatch, names)):
+        by_name |= {str(number): number for number in range(len(names))}
+    return {label: by_name[_plain(label)] for label in found if _plain(label) in by_name}
 
 
 def _plain(text: str) -> str:

@@ -55,7 +55,7 @@ def choose_precision(asked: str, device: str) -> str:
 
 
 def load_model(
-    name: str, labels: Sequence[str], max_length: int | None
+    name: str, labels: Sequence[str] | None, max_length: int | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, int]:
     """An encoder in float32 with a classification head for `labels`, and its fast tokenizer.
 
@@ -64,7 +64,8 @@ def load_model(
 
     Args:
         name: `builtin`, a folder, or the id of a model on the Hub.
-        labels: the names of the classes, in the order of their ids.
+        labels: the names of the classes, in the order of their ids; None for those of the head that
+            the checkpoint then must have.
         max_length: the most tokens of a sentence; None for 512, or what the model takes if less.
     Returns:
         The model on the CPU in evaluation mode, the tokenizer, and the most tokens of a sentence.
@@ -91,6 +92,11 @@ def load_model(
             raise
         raise InputError(f"--model {name}: cannot be loaded ({one_line(error)[:300]})") from error
     new_head = _check_weights(model, report, name)
+    if new_head and labels is None:
+        raise InputError(
+            f"--model {name}: it has no classification head, so it cannot answer; "
+            "fine-tune it first"
+        )
     if not new_head and not same_labels:
         # Its rows mean other classes, or these in another order.
         fresh = transformers.AutoModelForSequenceClassification.from_config(config).state_dict()
@@ -106,7 +112,7 @@ def load_model(
 
 
 def _load_config(
-    folder: Path, name: str, labels: Sequence[str]
+    folder: Path, name: str, labels: Sequence[str] | None
 ) -> tuple[transformers.PreTrainedConfig, bool]:
     """The config for `labels`, and whether the checkpoint's own are the same in the same order."""
     try:
@@ -127,6 +133,13 @@ def _load_config(
             f"--model {name}: {config.model_type} has a decoder, which cannot classify padded "
             "batches; name an encoder such as BERT, DistilBERT or RoBERTa"
         )
+    if labels is None:
+        if config.num_labels < 2 or "multi_label" in (config.problem_type or ""):
+            raise InputError(
+                f"--model {name}: its head gives no probabilities of classes that rule out each "
+                f"other ({config.num_labels} outputs, problem_type {config.problem_type})"
+            )
+        labels = [str(config.id2label[number]) for number in range(config.num_labels)]
     same_labels = config.id2label == dict(enumerate(labels))
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: number for number, label in enumerate(labels)}

@@ -1,9 +1,9 @@
 """The rows of a file: csv, tsv, jsonl or parquet, as people have them.
 
-Every reader takes (path, problems, columns). It adds a line to `problems` for each row that cannot
-be read, and yields (row number, {column: value}) for the others; the number is what an editor
-shows, the physical line on which the row starts. Formats that can leave out other `columns` do;
-with None they tell the names of all, in the first rows alone.
+Every reader takes (path, problems, columns, show). It adds a line to `problems` for each row that
+cannot be read, and yields (row number, {column: value}) for the others; the number is what an
+editor shows, the physical line on which the row starts. Formats that can leave out other `columns`
+do; with None they tell the names of all, in the first rows alone. With `show` they show progress.
 """
 
 import csv
@@ -21,9 +21,10 @@ MOST_PROBLEMS = 20
 csv.field_size_limit(2**31 - 1)  # The default refuses a field of more than 131,072 characters.
 
 
-def _lines(path: Path, problems: list[str]) -> Iterator[str]:
+def _lines(path: Path, problems: list[str], show: bool = True) -> Iterator[str]:
     """The physical lines of a text file, with their endings, whatever can't be decoded told."""
-    with path.open("rb") as file, progress(path.stat().st_size, "B", f"reading {path.name}") as bar:
+    size, what = path.stat().st_size, f"reading {path.name}"
+    with path.open("rb") as file, progress(size, "B", what, show=show) as bar:
         told = False
         for number, line in enumerate(file, 1):
             try:
@@ -71,8 +72,10 @@ def _tsv_dialect(path: Path) -> dict:
     return quoted if all_closed else plain
 
 
-def _delimited_rows(path: Path, problems: list[str], _: list[str] | None = None) -> Rows:
-    reader = csv.reader(_lines(path, problems), **_dialect(path))
+def _delimited_rows(
+    path: Path, problems: list[str], _: list[str] | None = None, show: bool = True
+) -> Rows:
+    reader = csv.reader(_lines(path, problems, show), **_dialect(path))
     columns, start = None, 1
     try:
         for fields in reader:
@@ -98,8 +101,10 @@ def _delimited_rows(path: Path, problems: list[str], _: list[str] | None = None)
         problems.append(f"{path}, line {start}: {one_line(error)}; check the quotes of this row")
 
 
-def _json_rows(path: Path, problems: list[str], _: list[str] | None = None) -> Rows:
-    for number, line in enumerate(_lines(path, problems), 1):
+def _json_rows(
+    path: Path, problems: list[str], _: list[str] | None = None, show: bool = True
+) -> Rows:
+    for number, line in enumerate(_lines(path, problems, show), 1):
         if len(problems) >= MOST_PROBLEMS:
             return
         if not line.strip():
@@ -117,7 +122,9 @@ def _json_rows(path: Path, problems: list[str], _: list[str] | None = None) -> R
             )
 
 
-def _parquet_rows(path: Path, problems: list[str], columns: list[str] | None = None) -> Rows:
+def _parquet_rows(
+    path: Path, problems: list[str], columns: list[str] | None = None, show: bool = True
+) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
@@ -131,7 +138,8 @@ def _parquet_rows(path: Path, problems: list[str], columns: list[str] | None = N
             yield 1, dict.fromkeys(names)
             return
         number = 0
-        with progress(file.metadata.num_rows, "rows", f"reading {path.name}") as bar:
+        what = f"reading {path.name}"
+        with progress(file.metadata.num_rows, "rows", what, show=show) as bar:
             for batch in file.iter_batches(batch_size=1000, columns=columns or []):
                 for row in batch.to_pylist():
                     number += 1

@@ -20,8 +20,8 @@ AUTOMATIC = (None, "auto")  # The values of a setting that the run finds out.
 # These change nothing in what a run comes to, or how sums are rounded (and, with dropout, which
 # random numbers a device draws); a run goes on with others.
 MAY_DIFFER = {
-    *("device", "micro_batch_size", "compile", "log_every", "checkpoint_minutes"),
-    *("output_dir", "resume"),
+    *("device", "micro_batch_size", "compile", "log_every", "tensorboard"),
+    *("checkpoint_minutes", "output_dir", "resume"),
 }
 # What can be compared without loading, and under which of the fingerprints.
 BY_FILES = {"data": "files", "model": "model"}
@@ -48,7 +48,7 @@ def describe(settings: SimpleNamespace, replaced: dict, text, model: Path) -> di
         "labels": text.labels,
         "sentences": {split: len(rows) for split, rows in text.splits.items()},
         "fingerprints": {
-            "data": {split: _fingerprint(rows) for split, rows in text.splits.items()},
+            "data": {split: fingerprint(rows) for split, rows in text.splits.items()},
             "model": model_files.fingerprint(model),
             "files": tables.digests(settings.data),
         },
@@ -73,7 +73,7 @@ def must_be_same(record: dict) -> dict[str, object]:
     }
 
 
-def _fingerprint(rows) -> str:
+def fingerprint(rows) -> str:
     """SHA-256 over what is trained on, wherever it came from, and by whatever version."""
     digest = hashlib.sha256()
     columns = rows.select_columns(["text", "text_pair", "label"]).with_format("arrow")

@@ -95,7 +95,8 @@ def result_of(settings: SimpleNamespace) -> str | None:
 def result_line(folder: Path | str, result: dict) -> str:
     """The result of a run, in one line."""
     accuracy = f"{result['accuracy']:.4f}"
-    return f"kept: epoch {result['epoch']}, accuracy {accuracy}, in {Path(folder) / MODEL}"
+    f1 = f", macro-F1 {result['macro_f1']:.4f}" if "macro_f1" in result else ""
+    return f"kept: epoch {result['epoch']}, accuracy {accuracy}{f1}, in {Path(folder) / MODEL}"
 
 
 def _holds_more_than_leftovers(folder: Path, resume: bool) -> bool:

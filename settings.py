@@ -4,10 +4,11 @@ import argparse
 import difflib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+import boards
 import model_files
 import record
 import run_folder
@@ -49,20 +50,22 @@ RULES = {
     "WEIGHT_DECAY": (float, lambda x: 0 <= x < math.inf, "a number of 0 or more"),
     "MAX_GRAD_NORM": (float, lambda x: 0 <= x < math.inf, "a number of 0 or more"),
     "FREEZE_EMBEDDINGS": (bool, lambda value: True, "True or False"),
-    "KEEP": (str, _one_of("best", "last"), "best or last"),
+    "CLASS_WEIGHTS": (str, _one_of("balanced"), "balanced"),
+    "KEEP": (str, _one_of("best", "macro_f1", "last"), "best, macro_f1 or last"),
     "DEVICE": (str, _one_of("auto", "cuda", "mps", "cpu"), "auto, cuda, mps or cpu"),
     "PRECISION": (str, _one_of("auto", "fp32", "bf16"), "auto, fp32 or bf16"),
     "COMPILE": (bool, lambda value: True, "True or False"),
     "LOG_EVERY": (int, _at_least(1), f"a whole number from 1 to {MOST}"),
+    "TENSORBOARD": (bool, lambda value: True, "True or False"),
     "CHECKPOINT_MINUTES": (float, lambda x: 0 <= x < math.inf, "a number of 0 or more"),
     "OUTPUT_DIR": (str, bool, "a folder"),
     "RESUME": (bool, lambda value: True, "True or False"),
 }
 # What a look at names and files shows, before anything is loaded.
-CHECKS = {"MODEL": model_files.check_name, "DATA": tables.find_files}
+CHECKS = {"MODEL": model_files.check_name, "DATA": tables.find_files, "TENSORBOARD": boards.check}
 MAY_BE_NONE = {
     *("TEXT_COLUMN", "LABEL_COLUMN", "MICRO_BATCH_SIZE", "MAX_LENGTH"),
-    *("MAX_TRAIN_SAMPLES", "LEARNING_RATE", "OUTPUT_DIR"),
+    *("MAX_TRAIN_SAMPLES", "LEARNING_RATE", "CLASS_WEIGHTS", "OUTPUT_DIR"),
 }
 
 
@@ -94,11 +97,44 @@ def read_settings(
         # Not the value of an unknown flag.
         if word.startswith("-") or not before.startswith("-") or "=" in before
     ]
-    settings = Settings(given=frozenset(vars(flags)))
+    return _checked(constants, vars(flags), _from_words, _flag, problems)
+
+
+def from_keywords(constants: Mapping[str, object], keywords: Mapping[str, object]) -> Settings:
+    """As `read_settings`, of keyword arguments: the constants' names in small letters."""
+    names = {name.lower(): name for name in RULES}
+    problems = [
+        f"unknown setting {word}; {_hint(word, names) or 'the settings are: ' + ', '.join(names)}"
+        for word in keywords
+        if word not in names
+    ]
+    known = {word: value for word, value in keywords.items() if word in names}
+
+    def from_value(value: object, kind: type, name: str) -> object:
+        return _from_constant(str(value) if isinstance(value, Path) else value, kind, name)
+
+    return _checked(constants, known, from_value, str.lower, problems)
+
+
+def _checked(
+    constants: Mapping[str, object],
+    given: Mapping[str, object],
+    convert: Callable[[object, type, str], object],
+    called: Callable[[str], str],
+    problems: list[str],
+) -> Settings:
+    """The constants, each replaced by what is given for it, unless there is any problem.
+
+    Args:
+        convert: a value that is given to one of its constant's type.
+        called: a constant's name to what it is called where it is given.
+    """
+    settings = Settings(given=frozenset(given))
     for name, (kind, allowed, wanted) in RULES.items():
+        is_given = name.lower() in given
         try:
-            if name.lower() in settings.given:
-                value = _from_words(getattr(flags, name.lower()), kind)
+            if is_given:
+                value = convert(given[name.lower()], kind, name)
             else:
                 value = _from_constant(constants[name], kind, name)
             if value is not None and not allowed(value):
@@ -110,7 +146,7 @@ def read_settings(
         except OSError as error:  # A name too long, a folder closed to us.
             problems.append(f"{_flag(name)} {value}: {error.strerror}")
         except (ValueError, OverflowError) as error:
-            shown = _flag(name) if name.lower() in settings.given else f"the constant {name}"
+            shown = called(name) if is_given else f"the constant {name}"
             problems.append(f"{shown}: {error}; it must be {wanted}")
         else:
             setattr(settings, name.lower(), value)
@@ -173,13 +209,16 @@ def _unknown(word: str, parser: argparse.ArgumentParser) -> str:
         return f"unexpected word {word!r} on the command line; every setting is a flag"
     known = [option for action in parser._actions for option in action.option_strings]
     flag = word.split("=")[0]
-    near = difflib.get_close_matches(flag, known, n=1, cutoff=0.75)
-    near = [option for option in known if option.startswith(flag)][:1] or near
-    hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
-    return f"unknown flag {flag}; {hint}"
+    return f"unknown flag {flag}; {_hint(flag, known) or '--help lists the flags'}"
 
 
-def _from_words(words: list[str] | bool, kind: type) -> object:
+def _hint(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
+    near = [other for other in known if other.startswith(word)][:1] or near
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def _from_words(words: list[str] | bool, kind: type, _: str) -> object:
     if kind is bool or kind is list:
         return words
     if len(words) != 1:

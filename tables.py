@@ -42,7 +42,7 @@ class Table(NamedTuple):
     name: str
     unit: str
     columns: list[str]
-    rows: Callable[[list[str], list[str]], Rows]  # Of problems, to be added to, and columns.
+    rows: Callable[..., Rows]  # Of problems, to be added to, and columns; see `readers`.
     fingerprint: Callable[[], str]
     problems: Sequence[str] = ()  # What its first rows have shown.
     names: Mapping[str, list[str]] = {}  # Columns of labels that the Hub has given names and order.
@@ -120,8 +120,8 @@ def open_file(path: Path) -> Table:
         with path.open("rb") as file:  # The same bytes are other rows by another ending.
             return path.suffix.lower() + hashlib.file_digest(file, "sha256").hexdigest()
 
-    def rows(problems: list[str], columns: list[str]) -> Rows:
-        return read(path, problems, columns)
+    def rows(problems: list[str], columns: list[str], show: bool = True) -> Rows:
+        return read(path, problems, columns, show)
 
     return Table(str(path), unit, columns, rows, digest, problems)
 
@@ -257,7 +257,7 @@ def _checked_rows(
             elif not isinstance(value, str):
                 problems.append(f"{where}: {value!r} in {column!r} is no text, which is needed")
         try:
-            name = _label_name(row.get(label)) if label else None
+            name = label_name(row.get(label)) if label else None
         except TypeError:
             problems.append(
                 f"{where}: {row[label]!r} in {label!r} is no word, number or truth value"
@@ -280,7 +280,12 @@ def _is_plain(value: object) -> bool:
     return type(value) is str and value.isascii() and not value.isspace() and value != ""
 
 
-def _label_name(value: object) -> str | None:
+def label_name(value: object) -> str | None:
+    """A label as text, whatever kind of value it is; None where there is none.
+
+    Raises:
+        TypeError: it is no word, number or truth value.
+    """
     if value is None or value != value:  # Not a number: how some tables mark what is missing.
         return None
     if isinstance(value, str):

@@ -171,7 +171,7 @@ def test_gradients_are_sent_once_a_step_however_many_micro_batches_it_has(monkey
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     settings = read_settings(vars(finetune), ["--model", "builtin", "--data", "builtin"])
     part = {"x": torch.ones(1, 2), "labels": torch.tensor([1])}
-    finetune.training_step(model, optimizer, data.Batch([part, dict(part)], [2, 3]), settings)
+    finetune.training_step(model, optimizer, data.Batch([part, dict(part)], [2, 3], None), settings)
     assert events == ["stays", "forward", "forward", "loss"]
 
 

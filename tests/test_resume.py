@@ -459,13 +459,13 @@ def test_the_fingerprint_of_data_is_that_of_its_content_however_it_lies_in_memor
     )
     chosen = datasets.concatenate_datasets([rows, rows]).select([*range(len(rows))])
     reversed_twice = rows.select(range(len(rows))[::-1]).select(range(len(rows))[::-1])
-    prints = {records._fingerprint(r) for r in (rows, shifted, chosen, reversed_twice)}
+    prints = {records.fingerprint(r) for r in (rows, shifted, chosen, reversed_twice)}
     assert len(prints) == 1
     others = [
         dict(columns, label=["a"] * (len(texts) - 1) + ["b"]),
         dict(columns, text=texts[::-1]),
     ]
-    assert not prints & {records._fingerprint(datasets.Dataset.from_dict(o)) for o in others}
+    assert not prints & {records.fingerprint(datasets.Dataset.from_dict(o)) for o in others}
 
 
 def another_format(path: Path, others: Path) -> None:

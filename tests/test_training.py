@@ -421,7 +421,7 @@ def test_compiling_writes_a_few_programs_for_batches_of_forty_lengths(tmp_path):
     torch._dynamo.utils.counters.clear()
     for tokens in range(4, 44):
         rows = [{"input_ids": [1000] * (tokens - row), "labels": row % 2} for row in range(3)]
-        batch = data.Batch(data.collate(rows, 0, 3), [3])
+        batch = data.Batch(data.collate(rows, 0, 3), [3], None)
         model.train()
         script.training_step(model, optimizer, batch, settings)
         model.eval()

@@ -1,0 +1,196 @@
+"""Numbers of a run in, pictures out: PNG, legible at 1000 pixels, in print and without colours.
+
+Colours are Okabe and Ito's, which colour-blind readers tell apart; what they tell apart differs in
+marks or kinds of line as well.
+"""
+
+import io
+import itertools
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+import files
+
+BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
+PURPLE, ORANGE, SKY = "#CC79A7", "#E69F00", "#56B4E9"
+STYLE = {
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "text.parse_math": False,  # A dollar sign in a label is a dollar sign.
+    "savefig.dpi": 150,
+}
+LONGEST_NAME = 24
+MOST_NAMED_CLASSES, MOST_COUNTED_CLASSES = 40, 12
+MOST_RUNS = 12  # Of which a picture can still be read.
+
+
+def short(name: str, most: int = LONGEST_NAME) -> str:
+    """A name that fits into a picture."""
+    name = " ".join(name.split())
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def _save(figure: Figure, path: Path) -> None:
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Of letters that the font does not have.
+        figure.savefig(content, format="png", metadata={"Software": None})
+    files.write_whole(path, lambda file: file.write(content.getvalue()))
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """The mean of each value with its neighbours, a fifteenth of all; at the ends of fewer."""
+    width = max(1, len(values) // 15)
+    kernel = np.ones(min(2 * (width // 2) + 1, len(values)))
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+
+
+def _columns(lines: Sequence[dict], *names: str) -> list[np.ndarray]:
+    return [np.array([line[name] for line in lines]) for name in names]
+
+
+@matplotlib.rc_context(STYLE)
+def curves(
+    path: Path, history: Sequence[dict], title: str, kept: dict | None, intervals: Sequence[tuple]
+) -> None:
+    """Training loss, validation loss and accuracy, and learning rate over the steps of a run.
+
+    Args:
+        history: the lines of metrics.jsonl.
+        kept: the result of the run; None of one that is not complete.
+        intervals: the ends of the 95 % interval of the accuracy of each evaluation.
+    """
+    logged = [line for line in history if "loss" in line]
+    evaluated = [line for line in history if "eval_loss" in line]
+    figure = Figure(figsize=(8, 8.6), layout="constrained")
+    top, middle, bottom = figure.subplots(3, sharex=True, height_ratios=[3, 3, 1.6])
+    figure.suptitle(title, fontsize=12)
+    if logged:
+        steps, losses, rates = _columns(logged, "step", "loss", "learning_rate")
+        dots = "." if len(steps) < 30 else None  # A line of one value could not be seen.
+        how = {"color": SKY, "linewidth": 1, "marker": dots}
+        top.plot(steps, losses, **how, label="training, as logged")
+        top.plot(steps, smooth(losses), color=BLUE, linewidth=2.2, label="training, smoothed")
+        bottom.plot(steps, rates, color=PURPLE, linewidth=1.8, marker=dots)
+    if evaluated:
+        steps, losses, accuracies = _columns(evaluated, "step", "eval_loss", "eval_accuracy")
+        top.plot(steps, losses, color=VERMILION, linestyle="--", marker="s", label="validation")
+        ends = np.abs(np.array(intervals).T - accuracies)
+        how = {"color": VERMILION, "linestyle": "--", "marker": "s", "capsize": 4}
+        middle.errorbar(steps, accuracies, ends, **how, label="accuracy, with its 95 % interval")
+        if "eval_macro_f1" in evaluated[0]:
+            (scores,) = _columns(evaluated, "eval_macro_f1")
+            middle.plot(steps, scores, color=GREEN, linestyle=":", marker="^", label="macro-F1")
+        for step, axes in itertools.product(steps, (top, middle, bottom)):
+            axes.axvline(step, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+        if kept:
+            where = evaluated[kept["epoch"]]["step"], kept["accuracy"]
+            how = {"color": "black", "markersize": 16, "zorder": 3}
+            what = f"kept: epoch {kept['epoch']}, accuracy {kept['accuracy']:.4f}"
+            middle.plot(*where, "*", **how, label=what)
+        _legend_above(middle)
+    top.set_ylim(bottom=0)
+    top.set_ylabel("cross-entropy (nats)")
+    middle.set_ylabel("validation")
+    bottom.set_xlim(left=0)
+    bottom.set_ylabel("learning rate")
+    bottom.set_ylim(bottom=0)
+    bottom.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    bottom.set_xlabel("optimizer steps (dotted: the end of an epoch)")
+    if logged or evaluated:
+        _legend_above(top)
+    _save(figure, path)
+
+
+def _legend_above(axes: Axes) -> None:
+    # Inside, it would lie over some curve or other.
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, borderaxespad=0.2)
+
+
+@matplotlib.rc_context(STYLE)
+def confusion(path: Path, matrix: np.ndarray, names: Sequence[str], title: str) -> None:
+    """What was predicted of the sentences of each class; `matrix` counts them, a row a label."""
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    size = 4.2 + 0.55 * min(len(names), 16)
+    figure = Figure(figsize=(size + 1.2, size), layout="compressed")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.grid(False)
+    if len(names) <= MOST_COUNTED_CLASSES:
+        for row, column in np.ndindex(matrix.shape):
+            text = f"{matrix[row, column]:,}\n{shares[row, column]:.1%}"
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=10)
+    ticks = range(len(names)) if len(names) <= MOST_NAMED_CLASSES else []
+    shown = [short(names[number]) for number in ticks]
+    upright = len(names) > 3 or max(map(len, shown), default=0) > 12
+    axes.set_xticks(ticks, shown, rotation=90 if upright else 0)
+    axes.set_yticks(ticks, shown)
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("label")
+    axes.set_title(title, fontsize=12)
+    figure.colorbar(image, ax=axes, label="share of the sentences with this label", shrink=0.8)
+    _save(figure, path)
+
+
+@matplotlib.rc_context(STYLE)
+def calibration(path: Path, bins: Sequence[dict], title: str) -> None:
+    """How often answers of a given probability are right; `bins` are of report.calibration."""
+    figure = Figure(figsize=(8, 7.4), layout="constrained")
+    top, bottom = figure.subplots(2, sharex=True, height_ratios=[3, 1])
+    low, high, confidence, accuracy, count = (
+        np.array([found[name] for found in bins])
+        for name in ("low", "high", "probability", "accuracy", "sentences")
+    )
+    widths = (high - low) * 0.92
+    middles = (low + high) / 2
+    top.bar(middles, accuracy, widths, color=SKY, edgecolor=BLUE, label="accuracy of the answers")
+    top.plot(confidence, accuracy, "o", color=BLUE, label="at their mean probability")
+    top.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1.2, label="as it should be")
+    top.set_ylabel("share that is right")
+    top.set_ylim(0, 1.02)
+    _legend_above(top)
+    figure.suptitle(title, fontsize=12)
+    bottom.bar(middles, count, widths, color=GREY)
+    bottom.set_ylabel("sentences")
+    bottom.set_xlabel("probability of the answer, as the model gives it")
+    bottom.set_xlim(float(low.min()) - 0.02 if len(low) else 0, 1.02)
+    _save(figure, path)
+
+
+@matplotlib.rc_context(STYLE)
+def comparison(path: Path, runs: Sequence[tuple[str, Sequence[dict]]]) -> None:
+    """The curves of several runs over one another, best first; `runs` are names and histories."""
+    figure = Figure(figsize=(9, 8.6), layout="constrained")
+    top, bottom = figure.subplots(2, sharex=True)
+    looks = zip(
+        itertools.cycle([BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "black"]),
+        itertools.cycle(["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1))]),
+        itertools.cycle("os^Dv*XP"),
+        strict=False,
+    )
+    for (name, history), (colour, line_style, mark) in zip(runs[:MOST_RUNS], looks, strict=False):
+        how = {"color": colour, "linestyle": line_style, "label": short(name, 90)}
+        steps, losses = _columns([x for x in history if "loss" in x], "step", "loss")
+        top.plot(steps, smooth(losses) if len(losses) else losses, **how)
+        evaluated = [line for line in history if "eval_loss" in line]
+        bottom.plot(*_columns(evaluated, "step", "eval_accuracy"), marker=mark, **how)
+    top.set_ylabel("training cross-entropy, smoothed (nats)")
+    top.set_ylim(bottom=0)
+    bottom.set_ylabel("validation accuracy")
+    bottom.set_xlabel("optimizer steps")
+    bottom.set_xlim(left=0)
+    if runs:
+        figure.legend(*bottom.get_legend_handles_labels(), loc="outside lower center", ncols=1)
+    _save(figure, path)

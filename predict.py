@@ -1,0 +1,361 @@
+"""Label texts with the model that a run left.
+
+python predict.py runs/first "a fine film" "a dull one"    texts
+python predict.py runs/first < reviews.txt                 a text a line
+python predict.py runs/first reviews.csv --output new.csv  a csv, tsv, jsonl or parquet file
+python predict.py runs/first test.tsv --glue --output SST-2.tsv
+                                                           as the GLUE benchmark's server takes it
+
+On standard output a line a text, in their order: its label, a tab, and the probability. Where a
+file has labels too, standard error says how well they agree. A tab parts the two texts of a pair.
+"""
+
+import console
+
+if __name__ == "__main__":
+    console.end_on_signals()
+
+import argparse
+import contextlib
+import io
+import re
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, NamedTuple
+
+import files
+import labels
+import tables
+import writers
+from console import InputError, Progress, progress, result, say
+from readers import MOST_PROBLEMS, READERS
+from writers import Answer
+
+if TYPE_CHECKING:
+    from classify import Classifier
+
+# Texts of like length share a batch: the more there are to choose from, the less is padded. The
+# first are few, so that the first answers come soon.
+FIRST_WINDOW, LARGEST_WINDOW = 2**14, 2**20  # Characters.
+Text = Sequence[str | None]  # One, or two of a pair.
+
+
+# ---- Lines ----
+
+
+def arrived_lines(stream: io.BufferedReader) -> Iterator[list[str]]:
+    """The lines of a stream, those that have arrived at a time: none is waited for.
+
+    Raises:
+        InputError: a line is not UTF-8; those before it have come.
+    """
+    unended, number, size = b"", 1, FIRST_WINDOW
+    while chunk := stream.read1(size):
+        *lines, unended = (unended + chunk).split(b"\n")
+        yield from _decoded(lines, number)
+        number, size = number + len(lines), min(2 * size, LARGEST_WINDOW)
+    if unended:
+        yield from _decoded([unended], number)
+
+
+def _decoded(lines: list[bytes], first: int) -> Iterator[list[str]]:
+    texts: list[str] = []
+    for number, line in enumerate(lines, first):
+        try:
+            texts.append(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r"))
+        except UnicodeDecodeError as error:
+            yield texts
+            raise InputError(
+                f"standard input, line {number}: byte {line[error.start]:#04x} is not UTF-8"
+            ) from None
+    yield texts
+
+
+def split_pairs(lines: Sequence[str], first: int, what: str) -> list[Text]:
+    """Each line as the two texts on the sides of its tab; an empty line has none."""
+    pairs = [line.split("\t") if line.strip() else [None, None] for line in lines]
+    for number, pair in enumerate(pairs, first):
+        if len(pair) != 2:
+            raise InputError(
+                f"{what} {number}: {len(pair)} texts; the model was trained on pairs of texts, "
+                "with one tab between the two"
+            )
+    return pairs
+
+
+def label_lines(classifier: "Classifier", parts: Iterable[list[str]], what: str) -> None:
+    """Print the answer to each line, of one part after the other."""
+    number = 1
+    takes_pairs = len(trained_columns(classifier, "text_column") or []) == 2
+    with progress(None, "texts", "predicting") as bar:
+        for lines in parts:
+            texts = split_pairs(lines, number, what) if takes_pairs else [[x] for x in lines]
+            number += len(lines)
+            show(answers(classifier, texts, bar), classifier.labels)
+
+
+# ---- Answers ----
+
+
+def trained_columns(classifier: "Classifier", name: str) -> list[str] | None:
+    """The `text_column` or `label_column` that the model was trained on, if that is known."""
+    found = classifier.record and classifier.record["settings"].get(name)
+    return [found] if isinstance(found, str) else found
+
+
+def is_blank(text: str | None) -> bool:
+    return not (text and text.strip())
+
+
+def answers(classifier: "Classifier", texts: Sequence[Text], bar: Progress) -> list[Answer]:
+    """The answer to each text, in their order; None where there is none."""
+    import classify
+
+    asked = [number for number, text in enumerate(texts) if not any(map(is_blank, text))]
+    found: list[Answer] = [None] * len(texts)
+    if asked:
+        columns = zip(*(texts[number] for number in asked), strict=True)
+        classes, probabilities = classify.answer(classifier, *columns, on_batch=bar.update)
+        for number, *best in zip(asked, classes.tolist(), probabilities.tolist(), strict=True):
+            found[number] = tuple(best)
+    bar.update(len(texts) - len(asked))
+    return found
+
+
+def show(found: Sequence[Answer], names: Sequence[str]) -> None:
+    """Print a line for each answer: the label, a tab, and the probability; nothing for none."""
+    # A name may hold anything; a line is a line all the same.
+    names = [" ".join(name.split()) for name in names]
+    lines = [f"{names[best[0]]}\t{best[1]:.4f}" if best else "" for best in found]
+    if lines:
+        result("\n".join(lines))
+
+
+# ---- Files ----
+
+
+class TextFile(NamedTuple):
+    """A file of texts, looked through from end to end."""
+
+    path: Path
+    table: tables.Table
+    text_columns: list[str]
+    label_column: str | None
+    columns: list[str]  # All that any row has.
+    rows: int
+    labels: set[str]
+
+    def windows(self) -> Iterator[list[dict]]:
+        """The rows, at most LARGEST_WINDOW characters of text at a time."""
+        problems: list[str] = []
+        window, size, most = [], 0, FIRST_WINDOW
+        for _, row in self.table.rows(problems, self.columns, False):
+            window.append(row)
+            size += sum(len(row.get(column) or "") + 1 for column in self.text_columns)
+            if size >= most:
+                yield window
+                window, size, most = [], 0, min(2 * most, LARGEST_WINDOW)
+        if problems:
+            raise InputError(*problems)  # It was changed a moment ago.
+        yield window
+
+
+def look_through(path: Path, wanted: SimpleNamespace, classifier: "Classifier") -> TextFile:
+    """Read a file from end to end, for all that is wrong with it, before anything is answered.
+
+    Args:
+        wanted: `text_column`, `label_column` (None: as in training, or by the usual names), `glue`.
+    Raises:
+        InputError: with one problem for each row that can't be used, up to MOST_PROBLEMS.
+    """
+    table = tables.open_file(path)
+    known = {
+        name: getattr(wanted, name) or trained_columns(classifier, name)
+        for name in ("text_column", "label_column")
+    }
+    for name, columns in known.items():  # Those of the training data may be absent here.
+        if not getattr(wanted, name) and not set(columns or []) <= set(table.columns):
+            known[name] = None
+    label = known["label_column"][0] if known["label_column"] else None
+    text, label = tables.find_columns(
+        table, known["text_column"], label, labelled=bool(wanted.label_column)
+    )
+    problems, found, rows = list(table.problems), set(), 0
+    trained = trained_columns(classifier, "text_column")
+    if trained and len(trained) != len(text):
+        problems.append(
+            f"{path}: {len(text)} columns of text ({', '.join(text)}), and the model was trained "
+            f"on {len(trained)}; name them with --text-column"
+        )
+    columns = dict.fromkeys(table.columns)
+    for number, row in table.rows(problems, table.columns):
+        rows += 1
+        columns |= dict.fromkeys(row)
+        for column in text:
+            value, where = row.get(column), f"{path}, {table.unit} {number}"
+            if value is not None and not isinstance(value, str):
+                problems.append(f"{where}: {value!r} in {column!r} is no text, which is needed")
+            elif wanted.glue and is_blank(value):
+                problems.append(f"{where}: no text in {column!r}; GLUE takes no empty answer")
+            elif value and re.search(tables.HALF_CHARACTER, value):
+                problems.append(f"{where}: half a character (\\ud…) in it; mend or remove it")
+        with contextlib.suppress(TypeError):  # A label that is none is not compared.
+            found.add(tables.label_name(row.get(label)) if label else None)
+        if len(problems) >= MOST_PROBLEMS:
+            break
+    for name in (writers.PREDICTION, writers.PROBABILITY):
+        if wanted.output and not wanted.glue and name in columns:
+            problems.append(f"{path}: it has a column {name!r} already; rename that")
+    if problems:
+        raise InputError(*problems)
+    return TextFile(path, table, text, label, list(columns), rows, found - {None, ""})
+
+
+def label_file(classifier: "Classifier", file: TextFile, wanted: SimpleNamespace) -> None:
+    """Print the answer to each row of a file, or write them with the rows; then the scores."""
+    ids = labels.ids_of(file.labels, classifier.labels)
+    references: list[int] = []
+    predictions: list[int] = []
+
+    def windows(bar: Progress) -> Iterator[tuple[list[dict], list[Answer]]]:
+        for rows in file.windows():
+            texts = [[row.get(column) for column in file.text_columns] for row in rows]
+            found = answers(classifier, texts, bar)
+            for row, best in zip(rows, found, strict=True):
+                with contextlib.suppress(TypeError, KeyError):
+                    if best and ids:
+                        references.append(ids[tables.label_name(row.get(file.label_column))])
+                        predictions.append(best[0])
+            yield rows, found
+
+    names = classifier.labels
+    with progress(file.rows, "texts", "predicting") as bar:
+        found = windows(bar)
+        if wanted.output and wanted.glue:
+            files.write_whole(wanted.output, lambda out: writers.write_glue(out, found))
+        elif wanted.output:
+            how = wanted.output.suffix.lower(), file.path, file.columns, names, found
+            files.write_whole(wanted.output, lambda out: writers.write_table(out, *how))
+        elif wanted.glue:
+            writers.write_glue(sys.stdout.buffer, found)
+        else:
+            for _, answered in found:
+                show(answered, names)
+    if others := file.labels != {"-1"} and sorted(file.labels - ids.keys()):
+        shown = ", ".join(map(repr, others[:5]))
+        say(f"{file.path}: not compared are rows with labels that the model does not know: {shown}")
+    if references:
+        say(scores(references, predictions, names))
+
+
+def scores(references: list[int], predictions: list[int], names: list[str]) -> str:
+    """How well predictions agree with what is right, in lines: by scikit-learn."""
+    from sklearn.metrics import classification_report, confusion_matrix
+
+    ids = list(range(len(names)))
+    right = sum(map(int.__eq__, references, predictions))
+    report = classification_report(
+        references, predictions, labels=ids, target_names=names, digits=4, zero_division=0
+    )
+    matrix = confusion_matrix(references, predictions, labels=ids)
+    width = max(len(str(matrix.max())), *map(len, names))
+    lines = [
+        f"accuracy {right / len(references):.4f}: {right:,} of {len(references):,} are right",
+        report,
+        "rows: what is right, columns: what was predicted",
+        " ".join(f"{name:>{width}}" for name in ["", *names]),
+    ]
+    for name, row in zip(names, matrix.tolist(), strict=True):
+        lines.append(" ".join(f"{cell:>{width}}" for cell in [name, *row]))
+    return "\n".join(lines)
+
+
+# ---- The command line ----
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise InputError(f"{message}; --help says how it is meant")
+
+
+def read_arguments(argv: Sequence[str]) -> SimpleNamespace:
+    """What is asked for, checked as far as a look at names shows.
+
+    Raises:
+        InputError: with one problem for each thing that is wrong.
+    """
+    parser = _Parser(
+        prog="predict.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", help="folder of a run or a model, or a Hub id")
+    parser.add_argument(
+        "texts", metavar="TEXT", nargs="*", help="texts, or a file of them; none: standard input"
+    )
+    parser.add_argument(
+        "--output", type=Path, help=f"write the file's rows and answers: {', '.join(READERS)}"
+    )
+    parser.add_argument("--glue", action="store_true", help="write a file for GLUE's server")
+    parser.add_argument(
+        "--text-column", nargs="+", help="one column, or two of a pair; else as in training"
+    )
+    parser.add_argument("--label-column", type=lambda name: [name], help="else as in training")
+    wanted = parser.parse_intermixed_args(argv)
+    texts, output = wanted.texts, wanted.output
+    named = [text for text in texts if Path(text).suffix.lower() in READERS and " " not in text]
+    wanted.file = Path(named[0]) if named and len(texts) == 1 else None
+    problems = []
+    with contextlib.suppress(OSError):  # A name too long: it is no file.
+        if wanted.file and not wanted.file.is_file():
+            problems.append(f"{wanted.file}: no such file")
+    if named and len(texts) > 1:
+        problems.append(f"{named[0]}: one file at a time, and no texts beside it")
+    for flag in ("output", "glue", "text_column", "label_column"):
+        if getattr(wanted, flag) and not named:
+            problems.append(f"--{flag.replace('_', '-')}: is for a file of texts; name one")
+    if wanted.text_column and len(wanted.text_column) > 2:
+        problems.append(f"--text-column: found {wanted.text_column}; one or two columns are meant")
+    if output and output.suffix.lower() not in READERS:
+        problems.append(f"--output {output}: the ending is unknown; known: {', '.join(READERS)}")
+    if output and not output.parent.is_dir():
+        problems.append(f"--output {output}: there is no folder {output.parent}")
+    if output and wanted.file and output.exists() and output.samefile(wanted.file):
+        problems.append(f"--output {output}: that is the file of texts itself; name another")
+    if output and output.is_dir():
+        problems.append(f"--output {output}: a folder; name a file")
+    for text in texts:
+        if re.search("[\ud800-\udfff]", text):
+            problems.append(f"{text!r}: not UTF-8")
+    if problems:
+        raise InputError(*problems)
+    return wanted
+
+
+def main(argv: Sequence[str]) -> None:
+    """Answer what the command line asks for."""
+    wanted = read_arguments(argv)
+    import classify  # Takes seconds, and a wrong word on the command line is answered at once.
+
+    classifier = classify.load(wanted.run)
+    console.stop_on_signals()
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it, as it does any tool.
+    sys.stdout.reconfigure(encoding="utf-8", newline="\n")
+    if wanted.file:
+        label_file(classifier, look_through(wanted.file, wanted, classifier), wanted)
+    elif wanted.texts:
+        label_lines(classifier, [wanted.texts], "text")
+    else:
+        if sys.stdin.isatty():
+            say("a text a line; Ctrl-D ends")
+        label_lines(classifier, arrived_lines(sys.stdin.buffer), "standard input, line")
+
+
+if __name__ == "__main__":
+    with console.exit_codes():
+        main(sys.argv[1:])

@@ -1,0 +1,102 @@
+"""Rows and their answers in, a file out: csv, tsv, jsonl, parquet, or as GLUE's server takes it."""
+
+import codecs
+import contextlib
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+PREDICTION, PROBABILITY = "prediction", "probability"  # The columns that are added.
+Answer = tuple[int, float] | None  # The id of the class and its probability; None of no text.
+Answered = Iterable[tuple[list[dict], list[Answer]]]
+Write = Callable[[list[dict]], object]
+
+
+def write_table(
+    out: BinaryIO, ending: str, source: Path, columns: list[str], names: list[str], found: Answered
+) -> None:
+    """Write the rows of the file `source` with the label of each and its probability.
+
+    Args:
+        ending: that of the name of the file that is written, which says how.
+        columns: all that any row has.
+        names: of the classes, in the order of their ids.
+        found: rows, and the answer to each.
+    """
+    with WRITERS[ending](out, [*columns, PREDICTION, PROBABILITY], source) as write:
+        for rows, answers in found:
+            for row, best in zip(rows, answers, strict=True):
+                row[PREDICTION] = names[best[0]] if best else None
+                row[PROBABILITY] = round(best[1], 6) if best else None
+            write(rows)
+
+
+def write_glue(out: BinaryIO, found: Answered) -> None:
+    """Write what the GLUE benchmark's server takes: row numbers from 0, and ids of classes."""
+    out.write(b"index\tprediction\n")
+    number = 0
+    for _, answers in found:
+        for best in answers:
+            out.write(b"%d\t%d\n" % (number, best[0]))
+            number += 1
+    out.flush()
+
+
+@contextlib.contextmanager
+def _csv(out: BinaryIO, columns: list[str], _: Path, dialect: str = "excel") -> Iterator[Write]:
+    text = codecs.getwriter("utf-8")(out)
+    writer = csv.DictWriter(text, columns, dialect=dialect, lineterminator="\n")
+    writer.writeheader()
+    yield lambda rows: writer.writerows({k: _cell(v) for k, v in row.items()} for row in rows)
+
+
+def _tsv(out: BinaryIO, columns: list[str], source: Path) -> contextlib.AbstractContextManager:
+    return _csv(out, columns, source, "excel-tab")
+
+
+@contextlib.contextmanager
+def _jsonl(out: BinaryIO, columns: list[str], _: Path) -> Iterator[Write]:
+    def write(rows: list[dict]) -> None:
+        lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        out.write("".join(lines).encode())
+
+    yield write
+
+
+@contextlib.contextmanager
+def _parquet(out: BinaryIO, columns: list[str], source: Path) -> Iterator[Write]:
+    import pyarrow
+    import pyarrow.parquet
+
+    # Of other files, whose columns may hold anything, each value is text.
+    is_typed = source.suffix.lower() == ".parquet"
+    schema = pyarrow.parquet.read_schema(source) if is_typed else pyarrow.schema([])
+    for name in columns[len(schema) :]:
+        kind = pyarrow.float64() if name == PROBABILITY else pyarrow.string()
+        schema = schema.append(pyarrow.field(name, kind))
+
+    def as_text(name: str, value: object) -> object:
+        return value if is_typed or name == PROBABILITY else _text(value)
+
+    def write(rows: list[dict]) -> None:
+        rows = [{k: as_text(k, v) for k, v in row.items()} for row in rows]
+        writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+
+    with pyarrow.parquet.ParquetWriter(out, schema) as writer:
+        yield write
+
+
+def _cell(value: object) -> object:
+    is_plain = isinstance(value, str | int | float | None) and not isinstance(value, bool)
+    return value if is_plain else _text(value)
+
+
+def _text(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+WRITERS = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl, ".parquet": _parquet}

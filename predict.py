@@ -183,7 +183,8 @@ def look_through(path: Path, wanted: SimpleNamespace, classifier: "Classifier") 
     text, label = tables.find_columns(
         table, known["text_column"], label, labelled=bool(wanted.label_column)
     )
-    problems, found, rows = list(table.problems), set(), 0
+    problems: list[str] = []
+    found, rows = set(), 0
     trained = trained_columns(classifier, "text_column")
     if trained and len(trained) != len(text):
         problems.append(

@@ -101,7 +101,8 @@ def write(
     """
     names = record["labels"]
     curves(folder / CURVES, record, history)
-    curves(folder / run_folder.MODEL / CURVES, record, history)  # The model card shows it.
+    picture = (folder / CURVES).read_bytes()  # The model card shows it.
+    files.write_whole(folder / run_folder.MODEL / CURVES, lambda file: file.write(picture))
     matrix = np.zeros((len(names), len(names)), int)
     np.add.at(matrix, (answers.references, answers.predictions), 1)
     sentences = len(answers.references)

@@ -131,3 +131,15 @@ def save_tiny(folder: Path, tokenizer: bool = True, **changes: object) -> Path:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint that is shared by tests and changed by none."""
     return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The result of a run on CSV, for tests of what is done with one; changed by none."""
+    from finetune import finetune
+
+    folder = tmp_path_factory.mktemp("trained")
+    for name in ("train", "dev"):
+        (folder / f"{name}.csv").write_text(CSV)
+    how = {"epochs": 8, "batch_size": 8, "learning_rate": 1e-2, "log_every": 2}
+    return finetune(model=tiny, data=folder, output_dir=folder / "run", **how)

@@ -281,7 +281,7 @@ def test_evaluation_counts_every_sentence_once_as_a_pipeline_does(tmp_path):
     model = no_dropout(tmp_path)
     settings = make_settings("--batch-size", "8")
     loader = data.make_loader(tokens, data.sorted_batches(tokens.lengths, 8), 0, 3, 64, "cpu")
-    metrics, loss = script.evaluate(model, loader, settings)
+    metrics, loss, said = script.evaluate(model, loader, settings)
     answers = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)(
         [text for text, _ in rows]
     )
@@ -289,7 +289,11 @@ def test_evaluation_counts_every_sentence_once_as_a_pipeline_does(tmp_path):
         max(answer, key=lambda a: a["score"])["label"] == str(label)
         for answer, (_, label) in zip(answers, rows, strict=True)
     ]
-    assert metrics == {"accuracy": sum(right) / 45}
+    assert metrics["accuracy"] == sum(right) / 45
+    assert said.references.tolist() == [label for _, label in rows]
+    best = [max(answer, key=lambda a: a["score"]) for answer in answers]
+    assert [str(number) for number in said.predictions] == [answer["label"] for answer in best]
+    assert said.probabilities == pytest.approx([answer["score"] for answer in best], abs=1e-6)
     expected = [
         -math.log({a["label"]: a["score"] for a in answer}[str(label)])
         for answer, (_, label) in zip(answers, rows, strict=True)
@@ -303,6 +307,7 @@ def test_evaluation_counts_every_sentence_once_as_a_pipeline_does(tmp_path):
         ("best", [0.5, 0.9, 0.7], 1),
         ("best", [0.9, 0.9, 0.7], 0),  # Of equals the earlier.
         ("last", [0.5, 0.9, 0.7], 2),
+        ("macro_f1", [0.9, 0.5, 0.7], 1),  # Of which macro-F1 is one less the accuracy.
     ],
 )
 def test_the_epoch_that_is_kept_is_the_one_written_and_the_one_tested(
@@ -316,18 +321,23 @@ def test_the_epoch_that_is_kept_is_the_one_written_and_the_one_tested(
 
     def evaluate(model, loader, settings):
         weights.append({name: value.clone() for name, value in model.state_dict().items()})
-        # The first look, an evaluation each epoch, the test.
-        return {"accuracy": [0.0, *scores, 0.25][len(weights) - 1]}, 1.0
+        # The first look, an evaluation each epoch, the last one and the test with the kept model.
+        accuracy = [0.0, *scores, 0.75, 0.25][len(weights) - 1]
+        return {"accuracy": accuracy, "macro_f1": 1 - accuracy}, 1.0, len(weights)
 
     monkeypatch.setattr(script, "evaluate", evaluate)
     folder = tmp_path / "run"
     folder.mkdir()
     splits = {"train": tokens, "validation": tokens, "test": tokens}
-    result = script.fit(model, tokenizer, splits, settings, folder, checkpoint.new_state({}))
+    new = checkpoint.new_state({})
+    result, answers = script.fit(model, tokenizer, splits, settings, folder, new)
+    if keep == "macro_f1":
+        assert result.pop("macro_f1") == 1 - scores[kept]
     assert result == {"epoch": kept, "accuracy": scores[kept], "loss": 1.0, "test_accuracy": 0.25}
+    assert answers == 5
     saved = models.load_model(str(folder / "model"), ["0", "1"], None)[0].state_dict()
     for name, value in saved.items():
-        assert torch.equal(value, weights[1 + kept][name]) and torch.equal(value, weights[4][name])
+        assert all(torch.equal(value, weights[number][name]) for number in (1 + kept, 4, 5))
     assert not torch.equal(weights[1]["classifier.weight"], weights[3]["classifier.weight"])
 
 
@@ -360,7 +370,7 @@ def test_training_has_dropout_and_evaluation_has_none(tmp_path):
     assert modes == [True, True]
     loader = data.make_loader(tokens, data.sorted_batches(tokens.lengths, 32), 0, 32, 64, "cpu")
     first, again = (script.evaluate(model, loader, settings) for _ in range(2))
-    assert modes[2:] == [False] * 4 and first == again
+    assert modes[2:] == [False] * 4 and first[:2] == again[:2]
 
 
 def test_bf16_computes_in_bf16_and_keeps_weights_in_float32(tmp_path):

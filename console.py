@@ -13,6 +13,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LOG_LINES = 30
+WITH_TOTAL = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}"
+WITHOUT_TOTAL = "{desc}: {n_fmt}, {rate_fmt}{postfix}"
 OUT_OF_MEMORY = (
     "out of memory; put fewer sentences on the device at a time with --micro-batch-size, or fewer "
     "tokens with --max-length"
@@ -76,7 +78,7 @@ class LogProgress:
                 unit=self.unit,
                 unit_scale=self.unit_scale,
                 postfix=self.postfix,
-                bar_format="{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}",
+                bar_format=WITH_TOTAL if self.total else WITHOUT_TOTAL,
             )
             say(line)
 

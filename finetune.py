@@ -143,6 +143,18 @@ def learning_rate_at(step: int, steps: int, settings: Settings) -> float:
     return settings.learning_rate * (steps - step) / (steps - warmup_steps)
 
 
+def balanced_weights(counts: np.ndarray) -> torch.Tensor:
+    """How much a sentence of each class counts where all classes are to count alike.
+
+    Args:
+        counts: of the training sentences of each class, int64 of shape (classes,).
+    Returns:
+        float32 of shape (classes,); in the mean over the sentences 1.
+    """
+    weights = counts.sum() / counts.clip(min=1) / np.count_nonzero(counts)
+    return torch.tensor(weights, dtype=torch.float32)
+
+
 def forward(
     model: nn.Module, batch: dict[str, torch.Tensor], settings: Settings
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -354,9 +366,7 @@ def fit(
     counts = tokens["train"].count_classes(len(model.config.id2label))
     class_weights = None
     if settings.class_weights == "balanced":
-        # In the mean over the sentences 1. A class that training lacks has none.
-        class_weights = counts.sum() / counts.clip(min=1) / np.count_nonzero(counts)
-        class_weights = torch.tensor(class_weights, dtype=torch.float32, device=settings.device)
+        class_weights = balanced_weights(counts).to(settings.device)
     wanted = "accuracy" if settings.keep == "best" else settings.keep
     # Where accuracy can be high though a class is never found.
     has_rare = len(counts) > 2 or counts.min() < 0.2 * counts.sum() or wanted == "macro_f1"

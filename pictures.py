@@ -101,7 +101,7 @@ def curves(
             middle.plot(*where, "*", **how, label=what)
         _legend_above(middle)
     top.set_ylim(bottom=0)
-    top.set_ylabel("cross-entropy (nats)")
+    top.set_ylabel("loss (nats)")
     middle.set_ylabel("validation")
     bottom.set_xlim(left=0)
     bottom.set_ylabel("learning rate")
@@ -172,7 +172,7 @@ def calibration(path: Path, bins: Sequence[dict], title: str) -> None:
 @matplotlib.rc_context(STYLE)
 def comparison(path: Path, runs: Sequence[tuple[str, Sequence[dict]]]) -> None:
     """The curves of several runs over one another, best first; `runs` are names and histories."""
-    figure = Figure(figsize=(9, 8.6), layout="constrained")
+    figure = Figure(figsize=(9, 8 + 0.26 * min(len(runs), MOST_RUNS)), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True)
     looks = zip(
         itertools.cycle([BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "black"]),
@@ -186,7 +186,7 @@ def comparison(path: Path, runs: Sequence[tuple[str, Sequence[dict]]]) -> None:
         top.plot(steps, smooth(losses) if len(losses) else losses, **how)
         evaluated = [line for line in history if "eval_loss" in line]
         bottom.plot(*_columns(evaluated, "step", "eval_accuracy"), marker=mark, **how)
-    top.set_ylabel("training cross-entropy, smoothed (nats)")
+    top.set_ylabel("training loss, smoothed (nats)")
     top.set_ylim(bottom=0)
     bottom.set_ylabel("validation accuracy")
     bottom.set_xlabel("optimizer steps")

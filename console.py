@@ -1,5 +1,6 @@
 """What a person sees: a line for each problem, messages, progress with rate and time left."""
 
+import argparse
 import contextlib
 import os
 import re
@@ -44,6 +45,13 @@ class Stopped(Exception):
     def __init__(self, signal_number: int):
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.exit_code = 128 + signal_number
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose errors are told as all others are."""
+
+    def error(self, message: str):
+        raise InputError(f"{message}; --help says what is meant")
 
 
 class LogProgress:

@@ -127,7 +127,8 @@ def _more(result: dict, sentences: dict) -> Iterator[str]:
 def _recipe(settings: dict, versions: dict) -> Iterator[str]:
     for name, value in settings.items():
         if name not in NOT_RECIPE and value is not None:
-            yield f"`{name}`: {_last(value) if isinstance(value, str) else value}"
+            shown = ", ".join(value) if isinstance(value, list) else value
+            yield f"`{name}`: {_last(shown) if isinstance(shown, str) else shown}"
     for name in ("torch", "transformers"):
         yield f"{name} {versions[name]}"
 

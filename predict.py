@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 # Texts of like length share a batch: the more there are to choose from, the less is padded. The
 # first are few, so that the first answers come soon.
 FIRST_WINDOW, LARGEST_WINDOW = 2**14, 2**20  # Characters.
+MOST_TEXTS = 10_000  # At a time, however short: the tokens of each take a kilobyte.
 Text = Sequence[str | None]  # One, or two of a pair.
 
 
@@ -100,9 +101,9 @@ def label_lines(classifier: "Classifier", parts: Iterable[list[str]], what: str)
 # ---- Answers ----
 
 
-def trained_columns(classifier: "Classifier", name: str) -> list[str] | None:
+def trained_columns(classifier: "Classifier | None", name: str) -> list[str] | None:
     """The `text_column` or `label_column` that the model was trained on, if that is known."""
-    found = classifier.record and classifier.record["settings"].get(name)
+    found = classifier and classifier.record and classifier.record["settings"].get(name)
     return [found] if isinstance(found, str) else found
 
 
@@ -116,10 +117,11 @@ def answers(classifier: "Classifier", texts: Sequence[Text], bar: Progress) -> l
 
     asked = [number for number, text in enumerate(texts) if not any(map(is_blank, text))]
     found: list[Answer] = [None] * len(texts)
-    if asked:
-        columns = zip(*(texts[number] for number in asked), strict=True)
+    for start in range(0, len(asked), MOST_TEXTS):
+        part = asked[start : start + MOST_TEXTS]
+        columns = zip(*(texts[number] for number in part), strict=True)
         classes, probabilities = classify.answer(classifier, *columns, on_batch=bar.update)
-        for number, *best in zip(asked, classes.tolist(), probabilities.tolist(), strict=True):
+        for number, *best in zip(part, classes.tolist(), probabilities.tolist(), strict=True):
             found[number] = tuple(best)
     bar.update(len(texts) - len(asked))
     return found
@@ -149,13 +151,13 @@ class TextFile(NamedTuple):
     labels: set[str]
 
     def windows(self) -> Iterator[list[dict]]:
-        """The rows, at most LARGEST_WINDOW characters of text at a time."""
+        """The rows, at most LARGEST_WINDOW characters of text and MOST_TEXTS at a time."""
         problems: list[str] = []
         window, size, most = [], 0, FIRST_WINDOW
         for _, row in self.table.rows(problems, self.columns, False):
             window.append(row)
             size += sum(len(row.get(column) or "") + 1 for column in self.text_columns)
-            if size >= most:
+            if size >= most or len(window) >= MOST_TEXTS:
                 yield window
                 window, size, most = [], 0, min(2 * most, LARGEST_WINDOW)
         if problems:
@@ -163,7 +165,7 @@ class TextFile(NamedTuple):
         yield window
 
 
-def look_through(path: Path, wanted: SimpleNamespace, classifier: "Classifier") -> TextFile:
+def look_through(path: Path, wanted: SimpleNamespace, classifier: "Classifier | None") -> TextFile:
     """Read a file from end to end, for all that is wrong with it, before anything is answered.
 
     Args:
@@ -277,18 +279,13 @@ def scores(references: list[int], predictions: list[int], names: list[str]) -> s
 # ---- The command line ----
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise InputError(f"{message}; --help says how it is meant")
-
-
 def read_arguments(argv: Sequence[str]) -> SimpleNamespace:
     """What is asked for, checked as far as a look at names shows.
 
     Raises:
         InputError: with one problem for each thing that is wrong.
     """
-    parser = _Parser(
+    parser = console.Parser(
         prog="predict.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -342,15 +339,25 @@ def main(argv: Sequence[str]) -> None:
     wanted = read_arguments(argv)
     import classify  # Takes seconds, and a wrong word on the command line is answered at once.
 
-    classifier = classify.load(wanted.run)
+    problems: list[str] = []
+    classifier = file = None
+    with console.gather(problems):
+        classifier = classify.load(wanted.run)
+    if wanted.file:
+        with console.gather(problems):
+            file = look_through(wanted.file, wanted, classifier)
+    if problems:
+        raise InputError(*problems)
     console.stop_on_signals()
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it, as it does any tool.
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")
-    if wanted.file:
-        label_file(classifier, look_through(wanted.file, wanted, classifier), wanted)
+    if file:
+        label_file(classifier, file, wanted)
     elif wanted.texts:
         label_lines(classifier, [wanted.texts], "text")
+    elif sys.stdin is None:
+        raise InputError("no texts: standard input is closed; give texts, or a file of them")
     else:
         if sys.stdin.isatty():
             say("a text a line; Ctrl-D ends")

@@ -26,6 +26,7 @@ import model_card
 import pictures
 import record as records
 import run_folder
+import tables
 from console import InputError, progress, say
 
 if TYPE_CHECKING:
@@ -180,12 +181,19 @@ def answers_of(folder: Path, record: dict) -> tuple["Dataset", Answers]:
         if problem := hub.ask(SimpleNamespace(model="builtin", data=settings.data)):
             hub.go_offline()
             say(f"the Hub cannot be reached ({problem}); what its cache holds is used")
+        try:
+            tables.find_files(settings.data)
+        except InputError:
+            raise InputError(
+                f"{folder}: its data, {settings.data}, is not here; give the command where that of "
+                "the run was given"
+            ) from None
         text = data.load(settings.data, settings.text_column, settings.label_column, settings.seed)
         rows = text.splits["validation"]
         if records.fingerprint(rows) != record["fingerprints"]["data"]["validation"]:
             raise InputError(
-                f"--data {settings.data}: it has changed since the run in {folder} was started; "
-                "give it as it was"
+                f"{folder}: its data, {settings.data}, has changed since the run was started; put "
+                "it back as it was"
             )
     if problems:
         raise InputError(*problems)
@@ -221,7 +229,7 @@ def report_on(folder: Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """What the command line asks for."""
-    parser = argparse.ArgumentParser(
+    parser = console.Parser(
         prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="the folder of a run")

@@ -13,7 +13,7 @@ import model_files
 import record
 import run_folder
 import tables
-from console import InputError, gather
+from console import InputError, Parser, gather
 
 Settings = SimpleNamespace  # Each setting under its constant's name in small letters.
 
@@ -162,13 +162,8 @@ def _flag(name: str) -> str:
     return "--" + name.lower().replace("_", "-")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise InputError(message)
-
-
 def _parser(constants: Mapping[str, object], with_help: bool) -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog=Path(constants["__file__"]).name,
         description=constants["__doc__"],
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -76,8 +76,9 @@ def predict(folder: Path, model: Path, known: list[str], count: int) -> dict:
     }
 
 
-def table(few: dict, many: dict, rounds: list[dict]) -> str:
+def table(measured: dict) -> str:
     """A line for each number of lines, and the rates."""
+    few, many, rounds = (measured[name] for name in ("few", "many", "rounds"))
     lines = [f"{'lines':>10}{'seconds':>10}{'peak MB':>10}{'out of order':>14}"]
     for found in (few, many):
         lines.append(
@@ -107,10 +108,9 @@ def main(quick: bool) -> None:
             answered = 16_000 / (more["seconds"] - less["seconds"])
             rounds.append({"trained": rate, "answered": answered})
             print(f"round {number + 1}: {rounds[-1]}", file=sys.stderr)
-    found = table(few, many, rounds)
-    print(found, end="")
-    result = {"machine": machine(), "few": few, "many": many, "rounds": rounds}
-    result["table"] = found.splitlines()
+    found = {"few": few, "many": many, "rounds": rounds}
+    print(table(found), end="")
+    result = {"machine": machine(), "found": found, "table": table(found).splitlines()}
     file = HERE / "results" / f"predicting{'-quick' * quick}.json"
     file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
     print(f"written to {file}", file=sys.stderr)

@@ -1,13 +1,20 @@
 """The README says what the program does: its code runs, its commands are those that are run."""
 
+import json
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import README, ROOT, block
+from conftest import README, ROOT, ROWS, block
 from torch.nn.functional import cross_entropy
+
+import console
+import predict
+import report
 
 
 def test_the_step_by_hand_runs_and_does_what_it_says(capsys, monkeypatch):
@@ -63,6 +70,53 @@ def test_ci_runs_the_readmes_test_command_as_it_stands():
         ["bash", "-c", f'{line}; printf "%s" "$command"'], cwd=ROOT, capture_output=True, text=True
     ).stdout
     assert told == block("test").strip()
+
+
+def test_own_data_in_five_lines_of_python_ends_with_a_model(tmp_path, monkeypatch):
+    rows = "".join(f'{number},"{text}",{label}\n' for number, (text, label) in enumerate(ROWS))
+    (tmp_path / "tickets.csv").write_text(f"Id,Message,Queue\n{rows}7,,positive\n")
+    monkeypatch.chdir(tmp_path)
+    code = block("own data")
+    assert len(code.strip().splitlines()) == 6 and "\n\n" in code  # Five, and an empty one.
+    names: dict = {}
+    exec(code, names)
+    assert names["result"].metrics["accuracy"] >= 0 and names["result"].model_folder.is_dir()
+    record = json.loads((names["result"].folder / "run.json").read_text())
+    assert record["labels"] == ["negative", "positive"]
+    assert sum(record["sentences"].values()) == 40
+
+
+def test_the_commands_for_answers_and_reports_run_as_they_stand(
+    trained, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(trained.folder, tmp_path / "runs" / "first")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(console, "stop_on_signals", lambda: None)
+    monkeypatch.setattr(predict.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys.stdout, "reconfigure", lambda **_: None, raising=False)
+    program, *arguments = shlex.split(block("predict.py"))[1:]
+    assert program == "predict.py"
+    predict.main(arguments)
+    assert re.fullmatch(r"((negative|positive)\t0\.\d{4}\n){2}", capsys.readouterr().out)
+    one, several = (line.partition("#")[0].split() for line in block("report").splitlines())
+    assert one[1] == several[1] == "report.py" and several[2] == "runs/*"
+    report.main(one[2:])
+    report.main([*map(str, (tmp_path / "runs").iterdir()), "runs/first"])
+    assert capsys.readouterr().out.startswith("run")
+    assert (tmp_path / "runs" / "comparison.png").exists()
+
+
+def test_each_step_of_the_tutorial_leads_to_a_function_that_is_there():
+    section = README.partition("## From the tutorial to here")[2].partition("\n## ")[0]
+    found = re.findall(r"`(\w+)` in `(\w+\.py)`", section)
+    assert len(found) >= 12
+    for name, file in found:
+        assert re.search(rf"^(def|class) {name}\b", (ROOT / file).read_text(), re.MULTILINE), name
+
+
+def test_every_picture_of_the_readme_is_there():
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
+    assert pictures and all((ROOT / picture).is_file() for picture in pictures)
 
 
 def test_every_file_in_the_readmes_table_exists_and_none_is_missing():

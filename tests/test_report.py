@@ -139,12 +139,16 @@ def test_data_or_a_model_that_has_changed_is_not_reported_on(trained, tmp_path, 
     record["settings"]["data"] = str(other)
     (copy / "run.json").write_text(json.dumps(record))
     (copy / "mistakes.csv").unlink()
-    with pytest.raises(InputError, match="it has changed since the run in"):
+    with pytest.raises(InputError, match="has changed since the run was started"):
         report.main([str(copy)])
     shutil.rmtree(copy / "model")
+    shutil.rmtree(other)
     with pytest.raises(InputError) as caught:
         report.main([str(copy)])
-    assert len(caught.value.problems) == 2 and not (copy / "mistakes.csv").exists()
+    without_model, without_data = caught.value.problems
+    assert "the run there has left no model" in without_model
+    assert f"its data, {other}, is not here" in without_data
+    assert not (copy / "mistakes.csv").exists()
 
 
 def test_of_a_run_that_is_not_complete_there_are_curves(trained, tmp_path, capsys):

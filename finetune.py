@@ -523,7 +523,13 @@ def main(settings: Settings, hub_problem: str | None) -> Path:
             record["by_process"] = state["by_process"]
             record["result"] = kept | report.summary(kept["accuracy"], answers)
             record["result"]["seconds"] = round(state["seconds"], 1)
-            report.write(folder, record, state["history"], text.splits["validation"], answers)
+            try:
+                report.write(folder, record, state["history"], text.splits["validation"], answers)
+            except RunError:
+                raise
+            except Exception as error:  # A night's training is not lost over a picture.
+                how = f"`python report.py {shlex.quote(str(folder))}` tries again"
+                say(f"NOTE: its report is not complete ({console.one_line(error)}); {how}")
             run_folder.finish(folder, record, state["history"])
     if is_first:
         say(model_card.in_words(record["result"], len(answers.references)))

@@ -50,9 +50,8 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """The mean of each value with its neighbours, a fifteenth of all; at the ends of fewer."""
-    width = max(1, len(values) // 15)
-    kernel = np.ones(min(2 * (width // 2) + 1, len(values)))
+    """The mean of each value and its neighbours: at least one on each side, a fifteenth of all."""
+    kernel = np.ones(min(2 * max(1, len(values) // 30) + 1, len(values)))
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 
@@ -162,7 +161,9 @@ def calibration(path: Path, bins: Sequence[dict], title: str) -> None:
     top.set_ylim(0, 1.02)
     _legend_above(top)
     figure.suptitle(title, fontsize=12)
-    bottom.bar(middles, count, widths, color=GREY)
+    bars = bottom.bar(middles, count, widths, color=GREY)
+    bottom.bar_label(bars, [f"{number:,}" for number in count], fontsize=9)
+    bottom.margins(y=0.2)  # For the numbers.
     bottom.set_ylabel("sentences")
     bottom.set_xlabel("probability of the answer, as the model gives it")
     bottom.set_xlim(float(low.min()) - 0.02 if len(low) else 0, 1.02)

@@ -83,6 +83,21 @@ def test_an_interrupted_call_is_a_keyboard_interrupt_and_goes_on_when_repeated(
     assert len(calls) == 2 and weights[0] == weights[1]
 
 
+def test_a_picture_that_cannot_be_drawn_does_not_cost_the_run(tiny, tmp_path, monkeypatch, capsys):
+    def fail(*_: object) -> None:
+        raise ValueError("no such font")
+
+    (tmp_path / "own.csv").write_text(CSV)
+    with monkeypatch.context() as patch:
+        patch.setattr(script.report.pictures, "confusion", fail)
+        run = finetune(model=tiny, data=tmp_path / "own.csv", output_dir=tmp_path / "run", **QUICK)
+    assert run.metrics["epoch"] == 0 and not (run.folder / "checkpoint.pt").exists()
+    said = capsys.readouterr().err
+    assert "NOTE: its report is not complete (no such font); `python report.py" in said
+    script.report.main([str(run.folder)])
+    assert (run.folder / "confusion.png").exists()
+
+
 def test_a_call_in_a_thread_trains_though_signals_come_to_the_main_thread_alone(tiny, tmp_path):
     (tmp_path / "own.csv").write_text(CSV)
     found = []

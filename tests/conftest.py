@@ -2,20 +2,32 @@
 
 import os
 import re
+import resource
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SST2 = Path(os.environ.get("SST2", ROOT.parent / "shared" / "sst2"))  # GLUE's SST-2, not committed.
 sys.path.insert(0, str(ROOT))
 
+# Tests run two at a time, on two cores: threads of several programs on one core wait for each other,
+# which takes several times as long. For the programs that tests start, and for the tests themselves:
+# torch looks here at its import.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # No test asks the real Hub; set before its library is imported by a test.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# What an example takes, beside other work on the machine, says nothing of the program.
+hypothesis.settings.register_profile("beside others", deadline=None)
+hypothesis.settings.load_profile("beside others")
 
 README = (ROOT / "README.md").read_text("utf-8")
 POSITIVE = ["a fine film", "warm and funny", "what a joy to see", "bright , brisk and moving"]
@@ -52,10 +64,19 @@ def start(folder: Path, *flags: object, **environment: str) -> subprocess.Popen:
 
 @pytest.fixture
 def finetune(tmp_path: Path):
-    """Run the real program in `tmp_path`: `finetune(*flags, **environment)`."""
+    """Run the real program in `tmp_path`: `finetune(*flags, **environment)`.
+
+    `seconds` of what it returns are those of a processor, which other work on the machine does not
+    lengthen much.
+    """
+
+    def processor_seconds() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
 
     def run(*flags: object, timeout: float = 300, **environment: str) -> SimpleNamespace:
         command = [sys.executable, str(ROOT / "finetune.py"), *map(str, flags)]
+        before = processor_seconds()
         done = subprocess.run(
             command,
             cwd=tmp_path,
@@ -66,10 +87,21 @@ def finetune(tmp_path: Path):
         )
         errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         return SimpleNamespace(
-            code=done.returncode, out=done.stdout, err=done.stderr, errors=errors
+            code=done.returncode,
+            out=done.stdout,
+            err=done.stderr,
+            errors=errors,
+            seconds=processor_seconds() - before,
         )
 
     return run
+
+
+def free_port() -> int:
+    """A port that nobody on this machine has."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def block(mark: str) -> str:

@@ -18,7 +18,7 @@ from typing import IO
 import numpy as np
 import pytest
 import torch
-from conftest import CSV, ROOT, block, save_tiny
+from conftest import CSV, ROOT, block, free_port, save_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from test_resume import ONE_THREAD
@@ -305,7 +305,7 @@ def test_sigterm_to_the_launcher_leaves_a_checkpoint_and_a_killed_worker_is_star
 
 def test_two_launchers_on_two_addresses_complete_one_run_together(tmp_path, tiny):
     (tmp_path / "a.csv").write_text(CSV)
-    port = 20_000 + os.getpid() % 10_000
+    port = free_port()
     flags = ["--model", tiny, "--data", "a.csv", "--epochs", "2"]
     runs = []
     for address in ("127.0.0.1", "127.0.0.2"):
@@ -328,7 +328,7 @@ def test_another_code_on_another_node_is_refused_with_its_name(tmp_path, tiny):
         shutil.copy(file, tmp_path / "other")
     with (tmp_path / "other" / "labels.py").open("a") as source:
         source.write("# Another.\n")
-    port = 20_000 + (os.getpid() + 1) % 10_000
+    port = free_port()
     flags = ["--model", tiny, "--data", "a.csv", "--output-dir", "run"]
     runs = []
     for address, script in (
@@ -363,7 +363,7 @@ def test_the_slurm_script_stops_its_run_is_queued_again_and_goes_on(tmp_path, ti
     for old, new in {
         ".venv/bin/torchrun": " ".join(TORCHRUN),
         "--nproc-per-node 8": "--nproc-per-node 2",
-        ":29500": f":{20_000 + (os.getpid() + 2) % 10_000}",
+        ":29500": f":{free_port()}",
         "finetune.py --epochs 3": f"{ROOT}/finetune.py {flags}",
     }.items():
         assert script.count(old) == 1
@@ -459,8 +459,11 @@ def test_a_process_alone_tells_itself_everything():
     assert processes.by_first(max, 1, 2) == 2
     processes.stop_if_told()
     assert processes.is_first() and processes.leads() and processes.count() == 1
-    started = time.monotonic()
-    processes.refuse_differences({"the data": 1})
-    assert processes.code().keys() == {file.name for file in ROOT.glob("*.py")}
-    processes.join([])
-    assert time.monotonic() - started < 0.1
+    seconds = []
+    for _ in range(5):  # The machine may be busy with others in one of them.
+        started = time.monotonic()
+        processes.refuse_differences({"the data": 1})
+        assert processes.code().keys() == {file.name for file in ROOT.glob("*.py")}
+        processes.join([])
+        seconds.append(time.monotonic() - started)
+    assert min(seconds) < 0.1

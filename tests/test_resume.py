@@ -277,28 +277,28 @@ def test_of_two_processes_that_start_a_run_together_one_is_refused(tmp_path, tin
     ids=str,
 )
 def test_each_setting_that_is_not_what_it_was_is_told_and_nothing_is_touched(
-    finetune, tmp_path, stopped, change, messages
+    in_process, tmp_path, stopped, change, messages
 ):
     before = contents(tmp_path / "run")
-    check_refused(finetune(*stopped, *change), tmp_path / "run", before, *messages)
+    check_refused(in_process(*stopped, *change), tmp_path / "run", before, *messages)
 
 
-def test_a_setting_that_was_given_and_now_is_not_is_told(finetune, tmp_path, stopped):
+def test_a_setting_that_was_given_and_now_is_not_is_told(in_process, tmp_path, stopped):
     at = stopped.index("--learning-rate")
     before = contents(tmp_path / "run")
     flags = stopped[:at] + stopped[at + 2 :]
     message = "--learning-rate None: the run in"
-    check_refused(finetune(*flags), tmp_path / "run", before, message)
+    check_refused(in_process(*flags), tmp_path / "run", before, message)
     # The other way round it is the same: what the run found by itself, and now is given.
     assert (
-        finetune(*stopped, "--max-length", 64, "--text-column", "no")
+        in_process(*stopped, "--max-length", 64, "--text-column", "no")
         .errors[0]
         .startswith("error: --text-column no: the run in")
     )
 
 
 def test_settings_that_change_rounding_or_nothing_may_be_others_and_are_recorded(
-    finetune, tmp_path, tiny
+    finetune, in_process, tmp_path, tiny
 ):
     flags = ["--model", tiny, *SHORTER, "--output-dir", "run", "--resume"]
     changes = ["--micro-batch-size", "2", "--device", "cpu", "--log-every", "1"]
@@ -307,7 +307,7 @@ def test_settings_that_change_rounding_or_nothing_may_be_others_and_are_recorded
         time.sleep(0.01)
     first.kill()
     first.communicate()
-    run = finetune(*flags, *changes, "--checkpoint-minutes", "0")
+    run = in_process(*flags, *changes, "--checkpoint-minutes", "0")
     assert run.code == 0 and "resumed from step 0" in run.err, run.err
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     (resumed,) = record["resumed"]
@@ -385,28 +385,28 @@ def change_tokenizer(folder: Path) -> None:
     ],
 )
 def test_data_or_a_model_that_has_changed_since_is_refused(
-    finetune, tmp_path, stopped, change, message
+    in_process, tmp_path, stopped, change, message
 ):
     before = contents(tmp_path / "run")
     change(tmp_path)
-    check_refused(finetune(*stopped), tmp_path / "run", before, message)
+    check_refused(in_process(*stopped), tmp_path / "run", before, message)
 
 
 @pytest.mark.parametrize("change", [change_data, change_weights])
 def test_a_complete_run_is_not_called_that_of_data_or_a_model_that_has_changed(
-    finetune, tmp_path, stopped, change
+    in_process, tmp_path, stopped, change
 ):
     path = tmp_path / "run" / "run.json"
     result = {"result": {"epoch": 1, "accuracy": 0.5}}
     path.write_text(json.dumps(json.loads(path.read_text()) | result))
-    assert finetune(*stopped).code == 0
+    assert in_process(*stopped).code == 0
     change(tmp_path)
     message = "--data a.csv: it has" if change is change_data else "--model tiny: it has"
-    check_refused(finetune(*stopped), tmp_path / "run", contents(tmp_path / "run"), message)
+    check_refused(in_process(*stopped), tmp_path / "run", contents(tmp_path / "run"), message)
 
 
 def test_a_kept_model_that_is_gone_ends_the_run_with_a_line_and_its_checkpoint(
-    finetune, tmp_path, stopped
+    in_process, tmp_path, stopped
 ):
     # The last epoch's would be written again, and is not lost: let it be that of another.
     path = tmp_path / "run" / "checkpoint.pt"
@@ -414,13 +414,13 @@ def test_a_kept_model_that_is_gone_ends_the_run_with_a_line_and_its_checkpoint(
     torch.save(state | {"kept": state["kept"] | {"epoch": -9}}, path)
     path.write_bytes(path.read_bytes() + seal(path.read_bytes(), checkpoint.FORMAT))
     shutil.rmtree(tmp_path / "run" / "model")
-    run = finetune(*stopped)
+    run = in_process(*stopped)
     assert run.code == 1 and len(run.errors) == 1 and "the kept model is gone" in run.errors[0]
     assert (tmp_path / "run" / "checkpoint.pt").exists() and "Traceback" not in run.err
     path = tmp_path / "run" / "run.json"
     result = {"result": {"epoch": 1, "accuracy": 0.5}}
     path.write_text(json.dumps(json.loads(path.read_text()) | result))
-    run = finetune(*stopped)
+    run = in_process(*stopped)
     assert run.code == 2 and "complete, and its model/ is gone" in run.errors[0]
 
 
@@ -449,8 +449,8 @@ def test_an_epoch_whose_line_cannot_be_printed_is_not_lost(tmp_path, tiny):
 
 
 @pytest.mark.parametrize("name", ["y" * 256, "b\udcffd"])
-def test_a_folder_whose_name_cannot_be_is_refused(tmp_path, finetune, name):
-    run = finetune("--model", "builtin", "--data", "builtin", "--output-dir", name, "--resume")
+def test_a_folder_whose_name_cannot_be_is_refused(tmp_path, in_process, name):
+    run = in_process("--model", "builtin", "--data", "builtin", "--output-dir", name, "--resume")
     assert run.code == 2 and len(run.errors) == 1 and "name another" in run.errors[0], run.err
 
 
@@ -508,11 +508,11 @@ def no_checkpoint(path: Path, others: Path) -> None:
     ],
 )
 def test_a_checkpoint_that_is_not_this_runs_is_refused(
-    finetune, tmp_path, stopped, change, code, message
+    in_process, tmp_path, stopped, change, code, message
 ):
     change(tmp_path / "run" / "checkpoint.pt", tmp_path / "other" / "checkpoint.pt")
     before = contents(tmp_path / "run")
-    run = finetune(*stopped)
+    run = in_process(*stopped)
     assert run.code == code and len(run.errors) == 1 and message in run.errors[0], run.err
     assert "checkpoint.pt" in run.errors[0] and "Traceback" not in run.err
     assert code == 1 or contents(tmp_path / "run") == before
@@ -548,20 +548,20 @@ WRONG_KINDS, WRONG_RESULT = (
     ["", "{", "[]", '{"settings": {}}', "[" * 100_000, WRONG_KINDS, WRONG_RESULT],
     ids=lambda text: text[:20],
 )
-def test_a_record_that_is_damaged_is_refused(finetune, tmp_path, content):
+def test_a_record_that_is_damaged_is_refused(in_process, tmp_path, content):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text(content)
-    run = finetune("--data", "builtin", "--model", "builtin", "--output-dir", "run", "--resume")
+    run = in_process("--data", "builtin", "--model", "builtin", "--output-dir", "run", "--resume")
     assert run.code == 2 and len(run.errors) == 1 and "run.json cannot be read" in run.errors[0]
 
 
-def test_resuming_wants_the_folder_of_a_run_or_an_empty_one(finetune, tmp_path):
+def test_resuming_wants_the_folder_of_a_run_or_an_empty_one(in_process, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("years of work")
     flags = ["--model", "builtin", "--data", "builtin", "--resume"]
-    run = finetune(*flags)
+    run = in_process(*flags)
     assert run.code == 2 and "--resume: name the folder of the run" in run.errors[0]
-    run = finetune(*flags, "--output-dir", "run")
+    run = in_process(*flags, "--output-dir", "run")
     assert run.code == 2 and "it holds files already, and no run.json" in run.errors[0]
     assert contents(tmp_path / "run") == {"thesis.txt": b"years of work"}
 
@@ -575,9 +575,9 @@ def test_the_readmes_command_starts_a_run_and_says_when_it_is_complete(finetune,
     assert (tmp_path / "runs" / "first" / "model" / "model.safetensors").exists()
 
 
-def test_without_resume_a_run_that_was_stopped_is_not_touched(finetune, tmp_path, stopped):
+def test_without_resume_a_run_that_was_stopped_is_not_touched(in_process, tmp_path, stopped):
     before = contents(tmp_path / "run")
-    run = finetune(*stopped[:-1])
+    run = in_process(*stopped[:-1])
     check_refused(run, tmp_path / "run", before, "it holds a run already; go on with it by")
 
 

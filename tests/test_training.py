@@ -201,9 +201,9 @@ def test_the_loop_reads_back_from_the_device_only_where_it_logs(tmp_path, monkey
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_first_bad_step(
-    finetune, tmp_path, tiny
+    in_process, tmp_path, tiny
 ):
-    run = finetune(
+    run = in_process(
         *("--model", tiny, "--data", "builtin", "--output-dir", "run", "--learning-rate", "1e30"),
         *("--max-grad-norm", "1e30", "--warmup", "0", "--log-every", "5"),
     )
@@ -214,9 +214,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_first_bad_step(
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_weights_that_the_last_step_ruined_are_not_kept(finetune, tmp_path, tiny):
+def test_weights_that_the_last_step_ruined_are_not_kept(in_process, tmp_path, tiny):
     flags = ["--model", tiny, "--data", "builtin", "--max-train-samples", "64", "--epochs", "1"]
-    run = finetune(*flags, "--learning-rate", "1e39", "--output-dir", "run")
+    run = in_process(*flags, "--learning-rate", "1e39", "--output-dir", "run")
     assert run.code == 1 and "is not finite" in run.errors[0] and run.out == "", run.err
     assert not (tmp_path / "run" / "model").exists()
 
@@ -229,13 +229,13 @@ def test_default_folders_of_runs_started_together_are_different(tmp_path, monkey
 
 
 def test_two_runs_with_one_seed_write_the_same_bytes_and_another_seed_does_not(
-    finetune, tmp_path, tiny
+    finetune, in_process, tmp_path, tiny
 ):
     digests, fingerprints = [], []
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+    for name, seed, program in (("a", 1, finetune), ("b", 1, finetune), ("c", 2, in_process)):
         flags = ["--model", tiny, "--data", "builtin", "--epochs", "2", "--seed", seed]
         flags += ["--max-train-samples", "300"]
-        run = finetune(*flags, "--output-dir", name)
+        run = program(*flags, "--output-dir", name)
         assert run.code == 0, run.err
         weights = tmp_path / name / "model" / "model.safetensors"
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
@@ -248,9 +248,9 @@ def test_two_runs_with_one_seed_write_the_same_bytes_and_another_seed_does_not(
     assert fingerprints[0]["model"] == fingerprints[2]["model"]  # Of the checkpoint, not the head.
 
 
-def test_metrics_of_a_run_hold_every_logged_step_and_each_evaluation(finetune, tmp_path, tiny):
+def test_metrics_of_a_run_hold_every_logged_step_and_each_evaluation(in_process, tmp_path, tiny):
     flags = ["--model", tiny, "--data", "builtin", "--epochs", "2", "--max-train-samples", "100"]
-    run = finetune(
+    run = in_process(
         *flags, "--batch-size", "10", "--log-every", "4", "--keep", "last", "--output-dir", "run"
     )
     assert run.code == 0, run.err
@@ -343,10 +343,10 @@ def test_the_epoch_that_is_kept_is_the_one_written_and_the_one_tested(
 
 @pytest.mark.parametrize("flag", ["--freeze-embeddings", "--no-freeze-embeddings"])
 def test_frozen_word_embeddings_stay_as_they_were_and_all_else_learns(
-    finetune, tmp_path, tiny, flag
+    in_process, tmp_path, tiny, flag
 ):
     flags = ["--model", tiny, "--data", "builtin", "--max-train-samples", "64", "--epochs", "1"]
-    run = finetune(*flags, flag, "--learning-rate", "1e-3", "--output-dir", "run")
+    run = in_process(*flags, flag, "--learning-rate", "1e-3", "--output-dir", "run")
     assert run.code == 0, run.err
     names = ["negative", "positive"]
     after = models.load_model(str(tmp_path / "run" / "model"), names, None)[0].state_dict()

@@ -41,10 +41,8 @@ import run_folder
 from settings import read_settings
 
 
-def program(flags: list[str], before: Callable[[], None]) -> None:
-    """What finetune.py does where it is the program."""
-    console.end_on_signals()
-    before()
+def program(flags: list[str]) -> None:
+    """What finetune.py does where it is the program, all but for what ends it on signals."""
     with console.exit_codes(processes.may_tell), processes.losses_told():
         processes.join(flags)
         settings = processes.by_first(read_settings, vars(finetune), flags)
@@ -66,7 +64,9 @@ def start(flags: list[str], log: Path, before: Callable[[], None] = lambda: None
     try:
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1), os.dup2(out, 2)
-        program(flags, before)
+        console.end_on_signals()
+        before()
+        program(flags)
         code = 0
     except SystemExit as stop:
         code = stop.code or 0

@@ -4,12 +4,12 @@ import contextlib
 import hashlib
 import json
 import re
-import time
+import sys
 import urllib.parse
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -22,13 +22,17 @@ class Handler(BaseHTTPRequestHandler):
         path = urllib.parse.unquote(self.path.split("?")[0])
         self.server.asked.append(path)
         if mode == "silent":
-            time.sleep(600)
+            self.server.is_over.wait(600)
         if mode == "trickle":
             self.send_response(200)
             for _ in range(600):
                 self.wfile.write(b"X")
                 self.wfile.flush()
-                time.sleep(1)
+                if self.server.is_over.wait(1):
+                    break
+        if mode in ("silent", "trickle"):
+            self.close_connection = True
+            return None
         if mode in (403, 407, 429, 503):
             return self.send(mode, b"refused")
         if mode == "web page":
@@ -117,22 +121,29 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, address: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # Who asked may have ended.
+            super().handle_error(request, address)
+
+
 @contextlib.contextmanager
-def hub(
-    repositories: dict[tuple[str, str], Path], mode: object = "whole"
-) -> Iterator[ThreadingHTTPServer]:
+def hub(repositories: dict[tuple[str, str], Path], mode: object = "whole") -> Iterator[Server]:
     """Serve `repositories`, {("models" or "datasets", name): folder}, at the server's `url`.
 
     mode: "whole", "cut" (weights end early), "silent", "trickle" (a byte a second), "web page", or
     an error's status.
     """
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), Handler)
+    server.is_over = Event()
     server.repositories, server.mode, server.asked = repositories, mode, []
     server.url = f"http://127.0.0.1:{server.server_port}"
     Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server
     finally:
+        server.is_over.set()
         server.shutdown()
         server.server_close()

@@ -24,23 +24,28 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import files
 import labels
 import tables
 import writers
 from console import InputError, Progress, progress, result, say
-from readers import MOST_PROBLEMS, READERS
+from readers import READERS
+from text_file import (
+    FIRST_WINDOW,
+    LARGEST_WINDOW,
+    MOST_TEXTS,
+    TextFile,
+    is_blank,
+    look_through,
+    trained_columns,
+)
 from writers import Answer
 
 if TYPE_CHECKING:
     from classify import Classifier
 
-# Texts of like length share a batch: the more there are to choose from, the less is padded. The
-# first are few, so that the first answers come soon.
-FIRST_WINDOW, LARGEST_WINDOW = 2**14, 2**20  # Characters.
-MOST_TEXTS = 10_000  # At a time, however short: the tokens of each take a kilobyte.
 Text = Sequence[str | None]  # One, or two of a pair.
 
 
@@ -90,7 +95,7 @@ def split_pairs(lines: Sequence[str], first: int, what: str) -> list[Text]:
 def label_lines(classifier: "Classifier", parts: Iterable[list[str]], what: str) -> None:
     """Print the answer to each line, of one part after the other."""
     number = 1
-    takes_pairs = len(trained_columns(classifier, "text_column") or []) == 2
+    takes_pairs = len(trained_columns(classifier.record, "text_column") or []) == 2
     with progress(None, "texts", "predicting") as bar:
         for lines in parts:
             texts = split_pairs(lines, number, what) if takes_pairs else [[x] for x in lines]
@@ -99,16 +104,6 @@ def label_lines(classifier: "Classifier", parts: Iterable[list[str]], what: str)
 
 
 # ---- Answers ----
-
-
-def trained_columns(classifier: "Classifier | None", name: str) -> list[str] | None:
-    """The `text_column` or `label_column` that the model was trained on, if that is known."""
-    found = classifier and classifier.record and classifier.record["settings"].get(name)
-    return [found] if isinstance(found, str) else found
-
-
-def is_blank(text: str | None) -> bool:
-    return not (text and text.strip())
 
 
 def answers(classifier: "Classifier", texts: Sequence[Text], bar: Progress) -> list[Answer]:
@@ -137,84 +132,6 @@ def show(found: Sequence[Answer], names: Sequence[str]) -> None:
 
 
 # ---- Files ----
-
-
-class TextFile(NamedTuple):
-    """A file of texts, looked through from end to end."""
-
-    path: Path
-    table: tables.Table
-    text_columns: list[str]
-    label_column: str | None
-    columns: list[str]  # All that any row has.
-    rows: int
-    labels: set[str]
-
-    def windows(self) -> Iterator[list[dict]]:
-        """The rows, at most LARGEST_WINDOW characters of text and MOST_TEXTS at a time."""
-        problems: list[str] = []
-        window, size, most = [], 0, FIRST_WINDOW
-        for _, row in self.table.rows(problems, self.columns, False):
-            window.append(row)
-            size += sum(len(row.get(column) or "") + 1 for column in self.text_columns)
-            if size >= most or len(window) >= MOST_TEXTS:
-                yield window
-                window, size, most = [], 0, min(2 * most, LARGEST_WINDOW)
-        if problems:
-            raise InputError(*problems)  # It was changed a moment ago.
-        yield window
-
-
-def look_through(path: Path, wanted: SimpleNamespace, classifier: "Classifier | None") -> TextFile:
-    """Read a file from end to end, for all that is wrong with it, before anything is answered.
-
-    Args:
-        wanted: `text_column`, `label_column` (None: as in training, or by the usual names), `glue`.
-    Raises:
-        InputError: with one problem for each row that can't be used, up to MOST_PROBLEMS.
-    """
-    table = tables.open_file(path)
-    known = {
-        name: getattr(wanted, name) or trained_columns(classifier, name)
-        for name in ("text_column", "label_column")
-    }
-    for name, columns in known.items():  # Those of the training data may be absent here.
-        if not getattr(wanted, name) and not set(columns or []) <= set(table.columns):
-            known[name] = None
-    label = known["label_column"][0] if known["label_column"] else None
-    text, label = tables.find_columns(
-        table, known["text_column"], label, labelled=bool(wanted.label_column)
-    )
-    problems: list[str] = []
-    found, rows = set(), 0
-    trained = trained_columns(classifier, "text_column")
-    if trained and len(trained) != len(text):
-        problems.append(
-            f"{path}: {len(text)} columns of text ({', '.join(text)}), and the model was trained "
-            f"on {len(trained)}; name them with --text-column"
-        )
-    columns = dict.fromkeys(table.columns)
-    for number, row in table.rows(problems, table.columns):
-        rows += 1
-        columns |= dict.fromkeys(row)
-        for column in text:
-            value, where = row.get(column), f"{path}, {table.unit} {number}"
-            if value is not None and not isinstance(value, str):
-                problems.append(f"{where}: {value!r} in {column!r} is no text, which is needed")
-            elif wanted.glue and is_blank(value):
-                problems.append(f"{where}: no text in {column!r}; GLUE takes no empty answer")
-            elif value and re.search(tables.HALF_CHARACTER, value):
-                problems.append(f"{where}: half a character (\\ud…) in it; mend or remove it")
-        with contextlib.suppress(TypeError):  # A label that is none is not compared.
-            found.add(tables.label_name(row.get(label)) if label else None)
-        if len(problems) >= MOST_PROBLEMS:
-            break
-    for name in (writers.PREDICTION, writers.PROBABILITY):
-        if wanted.output and not wanted.glue and name in columns:
-            problems.append(f"{path}: it has a column {name!r} already; rename that")
-    if problems:
-        raise InputError(*problems)
-    return TextFile(path, table, text, label, list(columns), rows, found - {None, ""})
 
 
 def label_file(classifier: "Classifier", file: TextFile, wanted: SimpleNamespace) -> None:
@@ -345,7 +262,7 @@ def main(argv: Sequence[str]) -> None:
         classifier = classify.load(wanted.run)
     if wanted.file:
         with console.gather(problems):
-            file = look_through(wanted.file, wanted, classifier)
+            file = look_through(wanted.file, wanted, classifier and classifier.record)
     if problems:
         raise InputError(*problems)
     console.stop_on_signals()

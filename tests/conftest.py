@@ -103,8 +103,10 @@ def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
     import warm
 
     import console
+    import pictures
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pictures, "_save", warm.save_at_once)
     monkeypatch.setattr(console, "_ignore_signals", lambda: None)  # Of the tests themselves.
 
     def run(*flags: object) -> SimpleNamespace:

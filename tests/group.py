@@ -55,6 +55,7 @@ def start(
             os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
             os.environ |= {"TORCHELASTIC_RESTART_COUNT": "0"}
             warm.copy_the_last_state()
+            warm.pictures._save = warm.save_at_once
             before(rank)
 
         return set_up

@@ -1,5 +1,7 @@
 """What the tests share: the real program as a process, tiny checkpoints, small tables."""
 
+import functools
+import json
 import os
 import re
 import resource
@@ -7,8 +9,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import IO
 
 import hypothesis
 import pytest
@@ -121,6 +126,38 @@ def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
         return SimpleNamespace(code=code, out=out, err=err, errors=errors)
 
     return run
+
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "0"}
+
+
+@functools.cache
+def scenarios() -> tuple[subprocess.Popen, IO[str]]:
+    """group.py, in which all is imported, and what it says on stderr."""
+    said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the program runs)
+    program = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "group.py")],
+        env=os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=said,
+        text=True,
+    )
+    return program, said
+
+
+def scenario(name: str, folder: Path, **arguments: object) -> dict:
+    """What a scenario of warm.py or group.py has found."""
+    folder.mkdir(exist_ok=True)
+    program, said = scenarios()
+    print(json.dumps([name, {"folder": str(folder)} | arguments]), file=program.stdin, flush=True)
+    limit = threading.Timer(1200, program.kill)
+    limit.start()
+    found = json.loads(program.stdout.readline() or "null")
+    limit.cancel()
+    said.seek(0)
+    assert found is not None, said.read()[-5000:]
+    return found
 
 
 def free_port() -> int:

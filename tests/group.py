@@ -1,7 +1,7 @@
 """Groups of warm processes, as torchrun would start them: see warm.py.
 
-Started by tests once: it reads a scenario and its arguments from each line, runs it in a fork of
-itself, and answers with what that has found, or null.
+Started by tests once: it reads a scenario, of those here or in warm.py, and its arguments from each
+line, runs it in a fork of itself, and answers with what that has found, or null.
 """
 
 import json
@@ -102,6 +102,7 @@ class Runs:
         return {
             "log": self.log(name),
             "by_process": record["by_process"],
+            "replaced": record["replaced"],
             "processes": record["processes"],
             "accuracies": [x["eval_accuracy"] for x in lines if "eval_accuracy" in x],
             "losses": [x.get("loss", x.get("eval_loss")) for x in lines],
@@ -258,7 +259,8 @@ if __name__ == "__main__":
                 print("null", flush=True)
             continue
         try:
-            found = globals()[scenario](Path(arguments.pop("folder")), **arguments)
+            run = globals().get(scenario) or getattr(warm, scenario)
+            found = run(Path(arguments.pop("folder")), **arguments)
             print(json.dumps(found), flush=True)
         except BaseException:
             traceback.print_exc()

@@ -1,6 +1,5 @@
 """Several processes come to what one does, and none of them is left alone when another fails."""
 
-import functools
 import itertools
 import json
 import os
@@ -9,19 +8,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import pytest
 import torch
-from conftest import CSV, ROOT, block, free_port, save_tiny
+from conftest import CSV, ONE_THREAD, ROOT, block, free_port, save_tiny, scenario
 from hypothesis import given
 from hypothesis import strategies as st
-from test_resume import ONE_THREAD
 
 import checkpoint
 import data
@@ -32,37 +27,6 @@ from console import RunError
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 FLAGS = ["--data", "builtin", "--epochs", "2", "--max-train-samples", "61", "--batch-size", "8"]
 FLAGS += ["--learning-rate", "3e-4", "--log-every", "3", "--keep", "last"]
-
-
-@functools.cache
-def groups() -> tuple[subprocess.Popen, IO[str]]:
-    """group.py, in which all is imported, and what it says on stderr."""
-    said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the program runs)
-    program = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests" / "group.py")],
-        env=os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=said,
-        text=True,
-    )
-    return program, said
-
-
-def group(scenario: str, folder: Path, **arguments: object) -> dict:
-    """What a scenario of group.py has found."""
-    folder.mkdir(exist_ok=True)
-    program, said = groups()
-    print(
-        json.dumps([scenario, {"folder": str(folder)} | arguments]), file=program.stdin, flush=True
-    )
-    limit = threading.Timer(600, program.kill)
-    limit.start()
-    found = json.loads(program.stdout.readline() or "null")
-    limit.cancel()
-    said.seek(0)
-    assert found is not None, said.read()[-5000:]
-    return found
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +61,7 @@ def test_alone_a_process_takes_a_batch_in_the_order_in_which_it_was_drawn():
 def test_one_process_by_torchrun_writes_the_bytes_of_plain_python_and_2_and_4_the_same_but_rounding(
     tmp_path, no_dropout
 ):
-    found = group(
+    found = scenario(
         "sizes", tmp_path, flags=["--model", str(no_dropout), *FLAGS], counts=[0, 1, 2, 4]
     )
     plain, alone = found["0"], found["1"]
@@ -120,11 +84,11 @@ def test_processes_without_a_sentence_in_a_step_and_micro_batches_change_nothing
     # Steps of two sentences and, at the end, of one, on three processes.
     flags = ["--model", str(no_dropout), *FLAGS[:4], "--max-train-samples", "17"]
     flags += ["--batch-size", "2", *FLAGS[8:]]
-    found = group("sizes", tmp_path / "empty", flags=flags, counts=[0, 3])
+    found = scenario("sizes", tmp_path / "empty", flags=flags, counts=[0, 3])
     assert 0 < found["3"]["difference"] < 1e-5 and found["3"]["steps"][-1] == 18
     assert found["3"]["accuracies"] == found["0"]["accuracies"]
     flags = ["--model", str(no_dropout), *FLAGS, "--micro-batch-size", "1"]
-    found = group("sizes", tmp_path / "micro", flags=flags, counts=[0, 2])
+    found = scenario("sizes", tmp_path / "micro", flags=flags, counts=[0, 2])
     assert 0 < found["2"]["difference"] < 1e-5
 
 
@@ -135,7 +99,7 @@ def test_the_kept_model_is_tested_by_all_processes_alike(tmp_path, no_dropout):
         (tmp_path / "data" / f"{split}.csv").write_text("".join(rows))
     flags = ["--model", str(no_dropout), "--data", str(tmp_path / "data"), "--epochs", "3"]
     flags += ["--learning-rate", "3e-3", "--batch-size", "8", "--freeze-embeddings"]
-    found = group("sizes", tmp_path / "runs", flags=flags, counts=[0, 2])
+    found = scenario("sizes", tmp_path / "runs", flags=flags, counts=[0, 2])
     plain, several = found["0"]["result"], found["2"]["result"]
     assert several["test_accuracy"] == plain["test_accuracy"] == several["accuracy"]
     assert several["epoch"] == plain["epoch"] and 0 < found["2"]["difference"] < 1e-4
@@ -178,7 +142,7 @@ def test_gradients_are_sent_once_a_step_however_many_micro_batches_it_has(monkey
 def test_rows_of_gradients_are_not_sent_as_what_crashes_torch(tmp_path, tiny):
     # See `processes.distribute`: seen once in some thousand steps, and so not to be waited for.
     flags = ["--model", str(tiny), *FLAGS[:3], "1", "--max-train-samples", "8"]
-    assert group("operations", tmp_path, flags=flags) == ["gloo:all_gather", "gloo:all_reduce"]
+    assert scenario("operations", tmp_path, flags=flags) == ["gloo:all_gather", "gloo:all_reduce"]
 
 
 PLANS = {
@@ -193,7 +157,7 @@ def test_a_stopped_run_goes_on_with_as_many_processes_bit_by_bit_and_with_others
     tmp_path, no_dropout
 ):
     # Told after step 5 of 16, and, where it goes on three times, after each fifth.
-    found = group("changes", tmp_path, flags=["--model", str(no_dropout), *FLAGS], plans=PLANS)
+    found = scenario("changes", tmp_path, flags=["--model", str(no_dropout), *FLAGS], plans=PLANS)
     killed = found["2, killed, 2"]
     assert killed["codes"] == [[1, -signal.SIGKILL]] and killed["is_whole"]
     assert killed["resumed"] == [8]  # The end of the first epoch.
@@ -210,7 +174,7 @@ def test_a_stopped_run_goes_on_with_as_many_processes_bit_by_bit_and_with_others
 
 def test_dropout_differs_between_processes_and_is_repeated_by_a_run_that_goes_on(tmp_path, tiny):
     plans = {"2, then 2": [2, 2]}
-    found = group("changes", tmp_path, flags=["--model", str(tiny), *FLAGS], plans=plans)
+    found = scenario("changes", tmp_path, flags=["--model", str(tiny), *FLAGS], plans=plans)
     assert found["2, then 2"]["is_whole"] and found["2, then 2"]["resumed"] == [5]
     assert found["2, then 2"]["codes"] == [[143, 143]]
 
@@ -230,7 +194,7 @@ CASES = {
 
 def test_where_one_process_fails_all_end_within_seconds_and_one_of_them_says_why(tmp_path, tiny):
     flags = ["--model", str(tiny), *FLAGS, "--checkpoint-minutes", "0"]
-    found = group("losses", tmp_path, flags=flags, cases=list(CASES))
+    found = scenario("losses", tmp_path, flags=flags, cases=list(CASES))
     for case, said in CASES.items():
         errors = [x for x in found[case]["log"].splitlines() if x.startswith("error: ")]
         assert len(errors) == 1 and said in errors[0], (case, found[case]["log"])
@@ -251,7 +215,7 @@ def test_machines_with_other_data_or_another_command_are_refused_before_anything
         (tmp_path / f"machine{rank}" / "data").mkdir(parents=True)
         (tmp_path / f"machine{rank}" / "data" / "train.csv").write_text(text)
     flags = ["--model", str(tiny), *FLAGS[2:]]
-    found = group("machines", tmp_path, flags=flags, data="data")
+    found = scenario("machines", tmp_path, flags=flags, data="data")
     for case, what in (("other data", "the data"), ("other flags", "the command line")):
         assert found[case]["codes"] == [2, 2] and not found[case]["is there"], found[case]["log"]
         errors = [x for x in found[case]["log"].splitlines() if x.startswith("error: ")]
@@ -359,7 +323,7 @@ def test_the_slurm_script_stops_its_run_is_queued_again_and_goes_on(tmp_path, ti
         (tmp_path / "bin" / name).chmod(0o755)
     script = block("slurm")
     assert script.count("\n") < 20
-    flags = f"--model {tiny} --data a.csv --batch-size 8 --epochs 100"
+    flags = f"--model {tiny} --data a.csv --batch-size 8 --epochs 50"
     for old, new in {
         ".venv/bin/torchrun": " ".join(TORCHRUN),
         "--nproc-per-node 8": "--nproc-per-node 2",
@@ -386,14 +350,11 @@ def test_the_slurm_script_stops_its_run_is_queued_again_and_goes_on(tmp_path, ti
 
 
 def test_where_the_hub_is_out_of_reach_all_processes_take_the_same_stand_ins(tmp_path):
-    how = ["--standalone", "--nproc-per-node", "2"]
-    flags = ["--epochs", "1", "--max-train-samples", "8", "--output-dir", "run"]
-    run = launch(tmp_path, how, *flags)
-    out, err = run.communicate(timeout=120)
-    assert run.returncode == 0 and out.startswith("epoch 0: ") and out.count("\n") == 1, err
-    assert err.count("NOTE: what ships with this project") == 2
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["replaced"].keys() == {"model", "data"} and len(record["by_process"]) == 2
+    flags = ["--epochs", "1", "--max-train-samples", "8", "--max-length", "8"]
+    found = scenario("sizes", tmp_path, flags=flags, counts=[2])["2"]
+    assert found["log"].count("\nepoch 0: ") == 1 and found["accuracies"]
+    assert found["log"].count("NOTE: what ships with this project") == 2
+    assert found["replaced"].keys() == {"model", "data"} and len(found["by_process"]) == 2
 
 
 def test_wrong_flags_are_told_once_and_help_is_printed_once(tmp_path):

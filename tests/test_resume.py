@@ -16,7 +16,16 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from conftest import CSV, ROOT, block, drop_roots_power_over_files, save_tiny, start
+from conftest import (
+    CSV,
+    ONE_THREAD,
+    ROOT,
+    block,
+    drop_roots_power_over_files,
+    save_tiny,
+    scenario,
+    start,
+)
 from hypothesis import given, settings, strategies
 
 import checkpoint
@@ -26,7 +35,6 @@ import record as records
 import run_folder
 from settings import read_settings
 
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "0"}
 # Two epochs of eight steps, with dropout, and lines of metrics.jsonl that straddle a stop.
 FLAGS = ["--data", "builtin", "--epochs", "2", "--max-train-samples", "64", "--batch-size", "8"]
 FLAGS += ["--learning-rate", "1e-3", "--log-every", "3", "--micro-batch-size", "3"]
@@ -35,7 +43,7 @@ SHORTER = [*FLAGS[:2], "--epochs", "1", "--max-train-samples", "24", *FLAGS[6:10
 
 
 def warm(scenario: str, folder: Path, *before: str, **arguments: object) -> dict:
-    """What a scenario of warm.py has found; each of its runs has the bytes of an unstopped one."""
+    """What a scenario of warm.py has found in a process of its own, begun by `before`."""
     folder.mkdir(exist_ok=True)
     arguments = json.dumps({"folder": str(folder)} | arguments)
     done = subprocess.run(
@@ -49,12 +57,14 @@ def warm(scenario: str, folder: Path, *before: str, **arguments: object) -> dict
     return json.loads(done.stdout)
 
 
-def in_parallel(scenario: str, folder: Path, each: list[dict], **arguments: object) -> list[dict]:
-    """Two processes of a scenario at a time, the arguments of each in `each`."""
+def in_parts(name: str, folder: Path, each: list[dict], **arguments: object) -> list[dict]:
+    """What a scenario of warm.py has found, for the arguments of each part; two at a time."""
+    if len(each) == 1:
+        return [scenario(name, folder, **each[0], **arguments)]
     folders = [folder / f"part{number}" for number in range(len(each))]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         pairs = zip(folders, each, strict=True)
-        return list(pool.map(lambda pair: warm(scenario, pair[0], **pair[1], **arguments), pairs))
+        return list(pool.map(lambda pair: warm(name, pair[0], **pair[1], **arguments), pairs))
 
 
 STEP, EVALUATION, WRITING = "a step", "a batch of an evaluation", "a part of a checkpoint"
@@ -84,7 +94,7 @@ PLANS = {
 @pytest.mark.parametrize("how", ["--keep best", "--keep last --freeze-embeddings --precision bf16"])
 def test_a_run_that_was_stopped_ends_with_the_same_bytes_as_one_that_was_not(tmp_path, tiny, how):
     flags = ["--model", str(tiny), *FLAGS, *how.split(), "--seed", str(2**64 - 1)]
-    found = warm("stops", tmp_path, flags=flags, plans=PLANS)
+    found = scenario("stops", tmp_path, flags=flags, plans=PLANS)
     assert found.keys() == PLANS.keys()
     for plan, moments in PLANS.items():
         codes = {TERM: 143, INT: 130, KILL: -KILL}
@@ -99,8 +109,8 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes_as_one_that_was_not(tmp
 @pytest.mark.parametrize("kills", [20, pytest.param(240, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_bytes(tmp_path, tiny, kills):
     flags = ["--model", str(tiny), *FLAGS]
-    halves = [{"seed": kills + part} for part in range(2)]
-    found = in_parallel("fuzz", tmp_path, halves, flags=flags, kills=kills // 2)
+    parts = [{"seed": kills + part} for part in range(2 if kills > 100 else 1)]
+    found = in_parts("fuzz", tmp_path, parts, flags=flags, kills=kills // len(parts))
     steps = [step for part in found for step in part["resumed from"]]
     print(f"{sum(part['kills'] for part in found)} kills of {sum(p['runs'] for p in found)} runs;")
     print(f"resumed from steps {steps}")
@@ -114,8 +124,9 @@ def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_bytes(tmp_pat
 @pytest.mark.parametrize("share", [16, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_at_any_operation_on_its_files_ends_the_same(tmp_path, tiny, share):
     flags = ["--model", str(tiny), *(SHORT if share == 1 else SHORTER)]
-    parts = [{"part": part, "parts": 2 * share} for part in range(2)]
-    found = in_parallel("each_operation", tmp_path, parts, flags=flags)
+    count = 2 if share == 1 else 1
+    parts = [{"part": part, "parts": count * share} for part in range(count)]
+    found = in_parts("each_operation", tmp_path, parts, flags=flags)
     if "untraceable" in found[0]:
         pytest.skip(found[0]["untraceable"])
     operations = found[0]["operations"]
@@ -141,7 +152,11 @@ def test_a_run_whose_disk_was_full_goes_on_when_there_is_space(tmp_path, tiny, l
         if not shutil.which("unshare") or subprocess.run([*before, "true"]).returncode:
             pytest.skip("no disk can be mounted here")
     flags = ["--model", str(tiny), *SHORT]
-    found = warm("full_disk", tmp_path, *before, flags=flags, moments=moments, limit=limit)
+    arguments = {"flags": flags, "moments": moments, "limit": limit}
+    if before:
+        found = warm("full_disk", tmp_path, *before, **arguments)
+    else:
+        found = scenario("full_disk", tmp_path, **arguments)
     print(found)
     assert len(found["errors"]) >= moments // 4
     for error in found["errors"]:
@@ -156,7 +171,7 @@ def test_a_run_whose_disk_was_full_goes_on_when_there_is_space(tmp_path, tiny, l
 @pytest.mark.parametrize("count", [15, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_damaged_checkpoint_is_refused_with_one_line_and_left_alone(tmp_path, tiny, count):
     flags = ["--model", str(tiny), *FLAGS]
-    found = warm("damage", tmp_path, flags=flags, count=count, seed=0)
+    found = scenario("damage", tmp_path, flags=flags, count=count, seed=0)
     assert len(found["said"]) == count and found["resumed from"] == [6]
     for code, said in found["said"]:
         errors = [line for line in said.splitlines() if line.startswith("error: ")]
@@ -165,18 +180,18 @@ def test_a_damaged_checkpoint_is_refused_with_one_line_and_left_alone(tmp_path, 
 
 
 def test_weights_that_a_step_has_ruined_never_replace_a_good_checkpoint(tmp_path, tiny):
-    found = warm("ruin", tmp_path, flags=["--model", str(tiny), *FLAGS])
+    found = scenario("ruin", tmp_path, flags=["--model", str(tiny), *FLAGS])
     assert found["code"] == 1 and "step 6: the weights are not finite" in found["said"]
     assert found["kept"] == 5 and found["resumed from"] == [5]
 
 
 def test_a_clock_that_jumps_changes_nothing(tmp_path, tiny):
-    found = warm("clock", tmp_path, flags=["--model", str(tiny), *FLAGS])
+    found = scenario("clock", tmp_path, flags=["--model", str(tiny), *FLAGS])
     assert found == {"code": 0, "checkpoints": [8, 16]}
 
 
 def test_a_second_signal_stops_at_once_and_leaves_the_last_checkpoint(tmp_path, tiny):
-    found = warm("second_signal", tmp_path, flags=["--model", str(tiny), *FLAGS])
+    found = scenario("second_signal", tmp_path, flags=["--model", str(tiny), *FLAGS])
     assert found["code"] == 143 and found["seconds"] < 5 and found["resumed from"] == [5]
 
 

@@ -35,8 +35,10 @@ def _compared(record: dict) -> dict[str, object]:
     # A setting that an earlier version did not have is one that is off.
     settings = record["settings"].items()
     found = {k: v for k, v in settings if k not in NOT_COMPARED and v is not None}
-    for part in ("data", "model"):  # Under one name there may be other content.
-        digest = json.dumps(record["fingerprints"].get(part), sort_keys=True)
+    # Under one name there may be other content. Of the data it is that of the files: which of it is
+    # trained on, and which held out, can follow from the seed.
+    for part, kind in (("data", "files"), ("model", "model")):
+        digest = json.dumps(record["fingerprints"].get(kind), sort_keys=True)
         found[f"{part}'s content"] = hashlib.sha256(digest.encode()).hexdigest()[:8]
     return found
 

@@ -242,7 +242,7 @@ def main(argv: Sequence[str]) -> None:
                 folders.append(path)
             elif len(asked) == 1 or not path.exists():
                 problems.append(f"{path}: no run is there; name a folder that holds {records.NAME}")
-            else:  # As a shell finds them for runs/*.
+            elif path.name != COMPARISON:  # What else a shell finds for runs/*.
                 say(f"{path}: not a run; left out")
     if problems:
         raise InputError(*problems)

@@ -264,7 +264,9 @@ def test_many_runs_in_one_picture_have_no_words_over_one_another(drawn, tmp_path
 
 def make_run(folder, accuracy: float | None, seconds: float = 60.0, **settings: object):
     record = {"settings": {"model": "m", "data": "d", "seed": 1, "batch_size": 32} | settings}
-    record |= {"fingerprints": {"data": {"train": "x"}, "model": "y"}, "result": None}
+    # What is trained on differs from seed to seed where a part is drawn.
+    fingerprints = {"files": {"train": "x"}, "model": "y", "data": settings.get("seed")}
+    record |= {"fingerprints": fingerprints, "result": None}
     if accuracy:
         record["result"] = {"epoch": 0, "accuracy": accuracy, "seconds": seconds}
     return compare.Run(folder, record, history(60, 3))
@@ -284,7 +286,7 @@ def test_the_table_of_runs_shows_what_differs_folds_seeds_and_has_the_best_first
         "d     0.0001         balanced       1      0.8667           –          not complete",
     ]
     other = make_run(tmp_path / "e", 0.5)
-    other.record["fingerprints"]["data"] = {"train": "another"}
+    other.record["fingerprints"]["files"] = {"train": "another"}
     header = compare.table([make_run(tmp_path / "f", 0.6), other]).splitlines()[0]
     assert header.split() == ["run", "data's", "content", "seeds", "accuracy", "minutes"]
 

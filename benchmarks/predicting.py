@@ -102,10 +102,10 @@ def main(quick: bool) -> None:
         few, many = (predict(folder, folder / "of-small", known, count) for count in counts)
         for number in range(1 if quick else 3):
             model = folder / f"of-builtin{number}"
-            rate = train(model, "builtin", 3_200)
-            # Without the start: what 16,000 more lines take.
-            less, more = (predict(folder, model, known, count) for count in (4_000, 20_000))
-            answered = 16_000 / (more["seconds"] - less["seconds"])
+            rate = train(model, "builtin", 1_600)
+            # Without the start: what 8,000 more lines take.
+            less, more = (predict(folder, model, known, count) for count in (2_000, 10_000))
+            answered = 8_000 / (more["seconds"] - less["seconds"])
             rounds.append({"trained": rate, "answered": answered})
             print(f"round {number + 1}: {rounds[-1]}", file=sys.stderr)
     found = {"few": few, "many": many, "rounds": rounds}

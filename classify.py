@@ -95,13 +95,13 @@ def answer(
     use_bf16 = classifier.precision == "bf16"
     for numbers in data.sorted_batches(lengths, batch_size):
         rows = [{name: encoded[name][number] for name in names} for number in numbers]
-        answers = []
+        of_batch = []
         for batch in data.collate(rows, tokenizer.pad_token_id, None, most, multiple):
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16):
-                logits = model(**batch).logits
-            answers.append(logits.float().softmax(dim=-1).max(dim=-1))
-        classes[numbers] = torch.cat([best.indices for best in answers]).cpu()
-        probabilities[numbers] = torch.cat([best.values for best in answers]).cpu()
+                of_batch.append(model(**batch).logits.float())
+        logits = torch.cat(of_batch)
+        classes[numbers] = logits.argmax(dim=-1).cpu()
+        probabilities[numbers] = logits.softmax(dim=-1).amax(dim=-1).cpu()
         on_batch(len(numbers))
     return classes, probabilities

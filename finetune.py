@@ -288,8 +288,9 @@ def evaluate(
             rows.append(batch.rows)
             for micro_batch in batch.micro_batches:
                 logits, labels = forward(model, micro_batch, settings)
-                best = logits.softmax(dim=-1).max(dim=-1)
-                answers.append(torch.stack([labels, best.indices, best.values], dim=1).cpu())
+                predictions = logits.argmax(dim=-1)
+                probabilities = logits.softmax(dim=-1).amax(dim=-1)
+                answers.append(torch.stack([labels, predictions, probabilities], dim=1).cpu())
                 loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
             bar.update()
             processes.stop_if_told()

@@ -1,7 +1,9 @@
 """What is logged of a run, for TensorBoard."""
 
+import contextlib
+import functools
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,21 +21,27 @@ def check(asked: bool) -> None:
         raise InputError("--tensorboard: it is not installed here; `pip install tensorboard`")
 
 
-def open_board(folder: Path, history: Sequence[dict]) -> "SummaryWriter":
-    """A writer of events in the folder of a run, with the lines of `history` in it.
+@contextlib.contextmanager
+def opened(
+    folder: Path, history: Sequence[dict], is_wanted: bool
+) -> Iterator[Callable[[dict], object]]:
+    """A function that adds a line of metrics.jsonl to the events in a run's folder, if wanted.
 
-    Of a run that goes on, TensorBoard is told to forget what a process before has written.
+    Those of `history` are there at once. Of a run that goes on, TensorBoard is told to forget what
+    a process before has written.
     """
+    if not is_wanted:
+        yield lambda line: None
+        return
     from torch.utils.tensorboard import SummaryWriter
 
-    board = SummaryWriter(str(folder / FOLDER), purge_step=0)
-    for line in history:
-        add(board, line)
-    return board
+    with SummaryWriter(str(folder / FOLDER), purge_step=0) as board:
+        for line in history:
+            _add(board, line)
+        yield functools.partial(_add, board)
 
 
-def add(board: "SummaryWriter", line: dict) -> None:
-    """Add a line of metrics.jsonl."""
+def _add(board: "SummaryWriter", line: dict) -> None:
     group = "validation" if "eval_loss" in line else "training"
     for name in line.keys() - {"step", "epoch"}:
         board.add_scalar(f"{group}/{name.removeprefix('eval_')}", line[name], line["step"])

@@ -54,14 +54,13 @@ def _load(name: str) -> Classifier:
     if record:
         folder /= run_folder.MODEL
         if not folder.is_dir():
-            raise InputError(f"{name}: the run there has left no model yet; its first epoch is on")
+            problem = "its model is gone" if record["result"] else "no epoch of it is over yet"
+            raise InputError(f"{name}: a run without {run_folder.MODEL}/; {problem}")
         if not record["result"]:
-            say(f"{name}: the run is not complete; this is the best of its epochs so far")
+            say(f"{name}: the run is not complete; this is the epoch that is kept so far")
         name, length = str(folder), record["settings"].get("max_length")
     model_files.check_name(name)
-    if problem := hub.ask(SimpleNamespace(model=name, data="builtin")):
-        hub.go_offline()
-        say(f"the Hub cannot be reached ({problem}); what its cache holds is used")
+    hub.reach(model=name)
     model, tokenizer, length = models.load_model(name, None, length)
     device = models.choose_device("auto")
     precision = models.choose_precision("auto", device)

@@ -336,8 +336,7 @@ def fit(
         state["history"].append(line)
         if processes.is_first():
             files.append_line(folder / run_folder.METRICS, line)
-        if board:
-            boards.add(board, line)
+        show(line)
 
     def save() -> None:
         nonlocal saved, saved_at
@@ -372,19 +371,19 @@ def fit(
     # Where accuracy can be high though a class is never found.
     has_rare = len(counts) > 2 or counts.min() < 0.2 * counts.sum() or wanted == "macro_f1"
     shown = ["accuracy", "macro_f1"] if has_rare else ["accuracy"]
-    board = None
-    if settings.tensorboard and processes.is_first():
-        board = boards.open_board(folder, state["history"])
+    wants_board = settings.tensorboard and processes.is_first()
     lengths = tokens["train"].lengths
     steps_per_epoch = math.ceil(len(lengths) / settings.batch_size)
     steps, sentences = settings.epochs * steps_per_epoch, settings.epochs * len(lengths)
     started = saved_at = time.monotonic()  # A clock that nobody sets.
     saved = state["epoch"], state["step"]
+    answers = None  # Of the kept epoch, if this process has evaluated it.
     # A first look at the longest sentences: what fails in the evaluation fails now, not in an hour.
     score(model, "validation", most=2)
     with (
         console.stop_between_steps(once_more=not processes.is_launched()),
         progress(sentences, "sentences", "training", state["sentences"]) as bar,
+        boards.opened(folder, state["history"], wants_board) as show,
     ):
         try:
             while True:
@@ -406,7 +405,7 @@ def fit(
                     if time.monotonic() - saved_at >= 60 * settings.checkpoint_minutes:
                         save()
                     processes.stop_if_told()
-                metrics, loss, _ = score(model, "validation")
+                metrics, loss, found = score(model, "validation")
                 if not math.isfinite(loss):
                     raise RunError(
                         f"epoch {epoch}: the validation loss is not finite; try a lower "
@@ -418,6 +417,7 @@ def fit(
                 if wanted == "last" or metrics[wanted] > best:
                     scores = {name: metrics[name] for name in shown}
                     state["kept"] = {"epoch": epoch, **scores, "loss": loss}
+                    answers = found
                 state["epoch"] = epoch + 1
                 save()
                 # Where stdout is closed, nothing else is lost.
@@ -431,14 +431,15 @@ def fit(
             raise
     state["seconds"] += time.monotonic() - started
     kept = dict(state["kept"])
-    # From here on the kept model, as it was written.
-    labels = list(model.config.id2label.values())
-    path = str(kept_model.absolute())  # And no name of one on the Hub.
-    written = processes.by_first(
-        lambda: models.load_model(path, labels, settings.max_length)[0].state_dict()
-    )
-    model.load_state_dict(written)
-    *_, answers = score(model, "validation")
+    if answers is None or "test" in tokens:  # By the kept model, as it was written.
+        labels = list(model.config.id2label.values())
+        path = str(kept_model.absolute())  # And no name of one on the Hub.
+        written = processes.by_first(
+            lambda: models.load_model(path, labels, settings.max_length)[0].state_dict()
+        )
+        model.load_state_dict(written)
+    if answers is None:
+        *_, answers = score(model, "validation")
     if "test" in tokens:  # Once.
         metrics, *_ = score(model, "test")
         say(f"test: {{'accuracy': {metrics['accuracy']}}}")
@@ -571,7 +572,8 @@ def finetune(**settings: object) -> Result:
         say(f"this run is complete; {finished}")
     else:
         hub_problem = hub.ask(chosen)
-        hub.go_offline(bool(hub_problem))
+        if hub_problem:
+            hub.go_offline()
         try:
             folder = main(chosen, hub_problem)
         except console.Stopped as stop:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 DEFAULTS = {"model": "distilbert/distilbert-base-uncased", "data": "sst2"}
 SHORT_NAMES = {"sst2": "nyu-mll/glue:sst2"}
 SECONDS_IN_SILENCE = 2
+OFFLINE_AT_START = constants.HF_HUB_OFFLINE  # As whoever started the process wants it.
 REFUSED = "it refused to answer"  # So it is there, and nothing stands in for it.
 SECONDS_FOR_AN_ANSWER = 8  # One that accepts and never answers is given up after six.
 MODEL_FILES = [
@@ -49,6 +50,7 @@ def is_needed(part: str, name: str) -> bool:
 
 def ask(settings: SimpleNamespace) -> str | None:
     """Ask the Hub once, if the run needs it: None where it answers, else why it is out of reach."""
+    _set_offline(OFFLINE_AT_START)  # It may be back since another run in this process.
     parts = [part for part in ("model", "data") if is_needed(part, getattr(settings, part))]
     if not parts:
         return None
@@ -56,11 +58,22 @@ def ask(settings: SimpleNamespace) -> str | None:
     return _why_out_of_reach(parts[0], SHORT_NAMES.get(name, name).partition(":")[0])
 
 
-def go_offline(is_offline: bool = True) -> None:
+def go_offline() -> None:
     """Put the Hub's libraries offline for the whole run: what they have cached still works.
 
     The rest fails at once; left to themselves they would try for minutes.
     """
+    _set_offline(True)
+
+
+def reach(model: str = "builtin", data: str = "builtin") -> None:
+    """Ask the Hub for what is not here, and go offline where it is out of reach, which is said."""
+    if problem := ask(SimpleNamespace(model=model, data=data)):
+        go_offline()
+        say(f"the Hub cannot be reached ({problem}); what its cache holds is used")
+
+
+def _set_offline(is_offline: bool) -> None:
     constants.HF_HUB_OFFLINE = is_offline
     if datasets := sys.modules.get("datasets"):  # It has copied the constant.
         datasets.config.HF_HUB_OFFLINE = is_offline

@@ -79,11 +79,14 @@ def label_ids(
 def ids_of(found: Iterable[str], names: Sequence[str]) -> dict[str, int]:
     """The ids of the labels `found` in a file, as far as they are among a model's `names`.
 
-    Numbers are compared by value; where `names` are words and a file has numbers, those are ids.
+    Numbers are compared by value. Where `names` are words and all labels of a file are ids of them
+    (but for −1: none), they are taken for that.
     """
     by_name = {_plain(name): number for number, name in enumerate(names)}
-    if not any(map(NUMBER.fullmatch, names)):
-        by_name |= {str(number): number for number in range(len(names))}
+    ids = {str(number): number for number in range(len(names))}
+    all_are_ids = {_plain(label) for label in found} <= ids.keys() | {"-1"}
+    if all_are_ids and not by_name.keys() & ids.keys():
+        by_name |= ids
     return {label: by_name[_plain(label)] for label in found if _plain(label) in by_name}
 
 

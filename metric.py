@@ -27,5 +27,8 @@ class Accuracy(evaluate.Metric):
 
 
 def macro_f1(references: Sequence[int], predictions: Sequence[int]) -> float:
-    """The mean of F1 over the classes, rare or not; of one that is never found it is 0."""
-    return float(f1_score(references, predictions, average="macro", zero_division=0))
+    """The mean of F1 over the classes in `references`, rare or not; one never found has 0."""
+    classes = sorted(set(references))
+    return float(
+        f1_score(references, predictions, labels=classes, average="macro", zero_division=0)
+    )

@@ -134,12 +134,15 @@ def _load_config(
             "batches; name an encoder such as BERT, DistilBERT or RoBERTa"
         )
     if labels is None:
-        if config.num_labels < 2 or "multi_label" in (config.problem_type or ""):
+        kind, numbers = config.problem_type, sorted(config.id2label)
+        if kind not in (None, "single_label_classification") or len(numbers) < 2:
             raise InputError(
                 f"--model {name}: its head gives no probabilities of classes that rule out each "
-                f"other ({config.num_labels} outputs, problem_type {config.problem_type})"
+                f"other ({len(numbers)} outputs, problem_type {kind})"
             )
-        labels = [str(config.id2label[number]) for number in range(config.num_labels)]
+        if numbers != list(range(len(numbers))):
+            raise InputError(f"--model {name}: config.json: id2label does not count from 0")
+        labels = [str(config.id2label[number]) for number in numbers]
     same_labels = config.id2label == dict(enumerate(labels))
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: number for number, label in enumerate(labels)}

@@ -105,11 +105,12 @@ def make(record: dict) -> str:
 
 def in_words(result: dict, sentences: int) -> str:
     """The accuracy of a result and how sure it is, in one line."""
-    low, high = result["accuracy_interval"]
-    return (
-        f"accuracy {result['accuracy']:.4f} ± {100 * (high - low) / 2:.1f} points "
-        f"({low:.4f} to {high:.4f}, the 95 % interval of {sentences:,} sentences)"
-    )
+    accuracy, (low, high) = result["accuracy"], result["accuracy_interval"]
+    half = (high - low) / 2
+    # Near 0 and 1 the interval lies on one side.
+    about = f" ± {100 * half:.1f} points" if half < accuracy < 1 - half else ""
+    ends = f"{low:.4f} to {high:.4f}, the 95 % interval of {sentences:,} sentences"
+    return f"accuracy {accuracy:.4f}{about} ({ends})"
 
 
 def _more(result: dict, sentences: dict) -> Iterator[str]:
@@ -127,8 +128,7 @@ def _more(result: dict, sentences: dict) -> Iterator[str]:
 def _recipe(settings: dict, versions: dict) -> Iterator[str]:
     for name, value in settings.items():
         if name not in NOT_RECIPE and value is not None:
-            shown = ", ".join(value) if isinstance(value, list) else value
-            yield f"`{name}`: {_last(shown) if isinstance(shown, str) else shown}"
+            yield f"`{name}`: {', '.join(value) if isinstance(value, list) else value}"
     for name in ("torch", "transformers"):
         yield f"{name} {versions[name]}"
 

@@ -16,8 +16,11 @@ if __name__ == "__main__":
     console.end_on_signals()
 
 import argparse
+import array
 import contextlib
 import io
+import itertools
+import os
 import re
 import signal
 import sys
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from classify import Classifier
 
 Text = Sequence[str | None]  # One, or two of a pair.
+MOST_CLASSES = 20  # Whose confusions can be read in a table.
 
 
 # ---- Lines ----
@@ -80,27 +84,23 @@ def _decoded(lines: list[bytes], first: int) -> Iterator[list[str]]:
     yield texts
 
 
-def split_pairs(lines: Sequence[str], first: int, what: str) -> list[Text]:
-    """Each line as the two texts on the sides of its tab; an empty line has none."""
-    pairs = [line.split("\t") if line.strip() else [None, None] for line in lines]
-    for number, pair in enumerate(pairs, first):
-        if len(pair) != 2:
-            raise InputError(
-                f"{what} {number}: {len(pair)} texts; the model was trained on pairs of texts, "
-                "with one tab between the two"
-            )
-    return pairs
-
-
 def label_lines(classifier: "Classifier", parts: Iterable[list[str]], what: str) -> None:
     """Print the answer to each line, of one part after the other."""
     number = 1
     takes_pairs = len(trained_columns(classifier.record, "text_column") or []) == 2
     with progress(None, "texts", "predicting") as bar:
         for lines in parts:
-            texts = split_pairs(lines, number, what) if takes_pairs else [[x] for x in lines]
-            number += len(lines)
+            texts: list[Text] = [[line] for line in lines]
+            if takes_pairs:
+                texts = [line.split("\t") if line.strip() else [None, None] for line in lines]
+                texts = list(itertools.takewhile(lambda text: len(text) == 2, texts))
             show(answers(classifier, texts, bar), classifier.labels)
+            number += len(texts)
+            if len(texts) < len(lines):
+                raise InputError(
+                    f"{what} {number}: the model was trained on pairs of texts; give two, with one "
+                    "tab between them"
+                )
 
 
 # ---- Answers ----
@@ -137,8 +137,7 @@ def show(found: Sequence[Answer], names: Sequence[str]) -> None:
 def label_file(classifier: "Classifier", file: TextFile, wanted: SimpleNamespace) -> None:
     """Print the answer to each row of a file, or write them with the rows; then the scores."""
     ids = labels.ids_of(file.labels, classifier.labels)
-    references: list[int] = []
-    predictions: list[int] = []
+    references, predictions = array.array("i"), array.array("i")  # Four bytes each.
 
     def windows(bar: Progress) -> Iterator[tuple[list[dict], list[Answer]]]:
         for rows in file.windows():
@@ -171,7 +170,7 @@ def label_file(classifier: "Classifier", file: TextFile, wanted: SimpleNamespace
         say(scores(references, predictions, names))
 
 
-def scores(references: list[int], predictions: list[int], names: list[str]) -> str:
+def scores(references: Sequence[int], predictions: Sequence[int], names: list[str]) -> str:
     """How well predictions agree with what is right, in lines: by scikit-learn."""
     from sklearn.metrics import classification_report, confusion_matrix
 
@@ -182,12 +181,12 @@ def scores(references: list[int], predictions: list[int], names: list[str]) -> s
     )
     matrix = confusion_matrix(references, predictions, labels=ids)
     width = max(len(str(matrix.max())), *map(len, names))
-    lines = [
-        f"accuracy {right / len(references):.4f}: {right:,} of {len(references):,} are right",
-        report,
-        "rows: what is right, columns: what was predicted",
-        " ".join(f"{name:>{width}}" for name in ["", *names]),
-    ]
+    total = len(references)
+    lines = [f"accuracy {right / total:.4f}: {right:,} of {total:,} are right", report]
+    if len(names) > MOST_CLASSES:
+        return "\n".join(lines)
+    lines.append("rows: what is right, columns: what was predicted")
+    lines.append(" ".join(f"{name:>{width}}" for name in ["", *names]))
     for name, row in zip(names, matrix.tolist(), strict=True):
         lines.append(" ".join(f"{cell:>{width}}" for cell in [name, *row]))
     return "\n".join(lines)
@@ -221,34 +220,61 @@ def read_arguments(argv: Sequence[str]) -> SimpleNamespace:
     )
     parser.add_argument("--label-column", type=lambda name: [name], help="else as in training")
     wanted = parser.parse_intermixed_args(argv)
-    texts, output = wanted.texts, wanted.output
-    named = [text for text in texts if Path(text).suffix.lower() in READERS and " " not in text]
+    texts, columns, output = wanted.texts, wanted.text_column or [], wanted.output
+    if not texts and len(columns) > 1 and _is_file(columns[-1]):
+        texts.append(columns.pop())  # `--text-column a file.csv`
+    named = [text for text in texts if _is_file(text)]
     wanted.file = Path(named[0]) if named and len(texts) == 1 else None
     problems = []
-    with contextlib.suppress(OSError):  # A name too long: it is no file.
-        if wanted.file and not wanted.file.is_file():
-            problems.append(f"{wanted.file}: no such file")
-    if named and len(texts) > 1:
-        problems.append(f"{named[0]}: one file at a time, and no texts beside it")
+    if len(texts) > 1:
+        problems += [f"{name}: one file at a time, and no texts beside it" for name in named[:1]]
+    elif wanted.file and not wanted.file.is_file():
+        problems.append(f"{wanted.file}: no such file")
+    elif wanted.file and wanted.file.suffix.lower() not in READERS:
+        problems.append(
+            f"{wanted.file}: the ending is unknown; known: {', '.join(READERS)}; with a text a "
+            f"line, give it as standard input, `< {wanted.file}`"
+        )
     for flag in ("output", "glue", "text_column", "label_column"):
         if getattr(wanted, flag) and not named:
             problems.append(f"--{flag.replace('_', '-')}: is for a file of texts; name one")
-    if wanted.text_column and len(wanted.text_column) > 2:
-        problems.append(f"--text-column: found {wanted.text_column}; one or two columns are meant")
-    if output and output.suffix.lower() not in READERS:
-        problems.append(f"--output {output}: the ending is unknown; known: {', '.join(READERS)}")
-    if output and not output.parent.is_dir():
-        problems.append(f"--output {output}: there is no folder {output.parent}")
-    if output and wanted.file and output.exists() and output.samefile(wanted.file):
-        problems.append(f"--output {output}: that is the file of texts itself; name another")
-    if output and output.is_dir():
-        problems.append(f"--output {output}: a folder; name a file")
-    for text in texts:
-        if re.search("[\ud800-\udfff]", text):
-            problems.append(f"{text!r}: not UTF-8")
+    if len(columns) > 2:
+        problems.append(f"--text-column: found {columns}; one or two columns are meant")
+    if output:
+        try:
+            problem = _problem_with(output, wanted)
+        except OSError as error:  # A name too long, a folder closed to us.
+            problem = f"{error.strerror}; name another"
+        problems += [f"--output {output}: {problem}"] if problem else []
+    if any(re.search(tables.HALF_CHARACTER, text) for text in texts):
+        problems.append("a text on the command line is not UTF-8; give texts as UTF-8")
     if problems:
         raise InputError(*problems)
     return wanted
+
+
+def _is_file(word: str) -> bool:
+    """Whether a word is meant as the name of a file: there is one, or it looks like one."""
+    try:
+        is_there = Path(word).is_file()
+    except (OSError, ValueError):  # Too long for a name, or with a NUL.
+        return False
+    return is_there or (Path(word).suffix.lower() in READERS and " " not in word)
+
+
+def _problem_with(output: Path, wanted: SimpleNamespace) -> str | None:
+    endings = [".tsv"] if wanted.glue else list(READERS)
+    if output.suffix.lower() not in endings:
+        return f"it must end with {' or '.join(endings)}"
+    if not output.parent.is_dir():
+        return f"there is no folder {output.parent}"
+    if output.is_dir():
+        return "it is a folder; name a file"
+    if wanted.file and wanted.file.exists() and output.exists() and output.samefile(wanted.file):
+        return "that is the file of texts itself; name another"
+    if not os.access(output.parent, os.W_OK | os.X_OK):
+        return f"no permission to write in {output.parent}"
+    return None
 
 
 def main(argv: Sequence[str]) -> None:
@@ -266,7 +292,7 @@ def main(argv: Sequence[str]) -> None:
     if problems:
         raise InputError(*problems)
     console.stop_on_signals()
-    if hasattr(signal, "SIGPIPE"):
+    if hasattr(signal, "SIGPIPE") and not wanted.output:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it, as it does any tool.
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     if file:

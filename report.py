@@ -10,14 +10,12 @@ if __name__ == "__main__":
     console.end_on_signals()
 
 import argparse
-import csv
-import io
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -27,6 +25,7 @@ import pictures
 import record as records
 import run_folder
 import tables
+import writers
 from console import InputError, progress, say
 
 if TYPE_CHECKING:
@@ -133,17 +132,19 @@ def write_mistakes(path: Path, names: Sequence[str], rows: "Dataset", answers: A
     """Write each sentence that was answered wrongly, the most confident answer first."""
     wrong = np.flatnonzero(answers.references != answers.predictions)
     wrong = wrong[np.argsort(-answers.probabilities[wrong], kind="stable")]
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
     has_pairs = len(rows) > 0 and rows[0]["text_pair"] is not None
     columns = ["text", "text_pair"] if has_pairs else ["text"]
-    writer.writerow(["line", *columns, "label", "prediction", "probability"])
-    for number in wrong.tolist():
-        row = rows[number]
-        right, said = (names[ids[number]] for ids in (answers.references, answers.predictions))
-        said_of_it = right, said, f"{answers.probabilities[number]:.4f}"
-        writer.writerow([row["line"], *(row[column] for column in columns), *said_of_it])
-    files.write_whole(path, lambda file: file.write(text.getvalue().encode()))
+
+    def fill(file: BinaryIO) -> None:
+        write_row = writers.csv_writer(file)
+        write_row(["line", *columns, "label", "prediction", "probability"])
+        for number in wrong.tolist():
+            row = rows[number]
+            right, said = (names[ids[number]] for ids in (answers.references, answers.predictions))
+            said_of_it = right, said, f"{answers.probabilities[number]:.4f}"
+            write_row([row["line"], *(row[column] for column in columns), *said_of_it])
+
+    files.write_whole(path, fill)
 
 
 # ---- Alone, on what runs have left ----
@@ -178,9 +179,7 @@ def answers_of(folder: Path, record: dict) -> tuple["Dataset", Answers]:
     with console.gather(problems):
         classifier = classify.load(str(folder))
     with console.gather(problems):
-        if problem := hub.ask(SimpleNamespace(model="builtin", data=settings.data)):
-            hub.go_offline()
-            say(f"the Hub cannot be reached ({problem}); what its cache holds is used")
+        hub.reach(data=settings.data)
         try:
             tables.find_files(settings.data)
         except InputError:
@@ -248,16 +247,19 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(*problems)
     if not folders:
         raise InputError("none of these folders holds a run")
-    if len(asked) == 1:
+    folders = list({folder.resolve(): folder for folder in folders}.values())
+    if len(folders) == 1:
         report_on(folders[0])
         return
     import compare
 
     found = [compare.Run(path, records.read(path), read_history(path)) for path in folders]
     console.result(compare.table(found))
-    where = compare.common_folder(folders) / COMPARISON
+    parents = {folder.absolute().parent for folder in folders}
+    where = (parents.pop() if len(parents) == 1 else Path()) / COMPARISON
     compare.picture(where, found)
-    say(f"their curves are in {where}")
+    which = "their curves" if len(found) <= pictures.MOST_RUNS else f"the best {pictures.MOST_RUNS}"
+    say(f"{which} are in {where}")
 
 
 if __name__ == "__main__":

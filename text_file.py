@@ -1,6 +1,7 @@
 """A file of texts in, its rows out: looked through for all that is wrong before any is used."""
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import NamedTuple
 
 import tables
 import writers
-from console import InputError
+from console import InputError, say
 from readers import MOST_PROBLEMS
 
 # Texts of like length share a batch: the more there are to choose from, the less is padded. The
 # first are few, so that the first answers come soon.
 FIRST_WINDOW, LARGEST_WINDOW = 2**14, 2**20  # Characters.
+MOST_LABELS = 100_000  # Of more, a column is none of labels.
 MOST_TEXTS = 10_000  # At a time, however short: the tokens of each take a kilobyte.
 
 
@@ -25,17 +27,18 @@ class TextFile(NamedTuple):
     table: tables.Table
     text_columns: list[str]
     label_column: str | None
-    columns: list[str]  # All that any row has.
+    columns: list[str]  # Those that are needed: if the rows are to be written, all that any has.
     rows: int
     labels: set[str]
 
     def windows(self) -> Iterator[list[dict]]:
-        """The rows, at most LARGEST_WINDOW characters of text and MOST_TEXTS at a time."""
+        """The rows, at most LARGEST_WINDOW characters and MOST_TEXTS at a time."""
         problems: list[str] = []
         window, size, most = [], 0, FIRST_WINDOW
         for _, row in self.table.rows(problems, self.columns, False):
+            row = {column: row[column] for column in self.columns if column in row}
             window.append(row)
-            size += sum(len(row.get(column) or "") + 1 for column in self.text_columns)
+            size += sum(len(str(value)) for value in row.values())
             if size >= most or len(window) >= MOST_TEXTS:
                 yield window
                 window, size, most = [], 0, min(2 * most, LARGEST_WINDOW)
@@ -78,16 +81,22 @@ def look_through(path: Path, wanted: SimpleNamespace, record: dict | None) -> Te
     for number, row in table.rows(problems, table.columns):
         rows += 1
         columns |= dict.fromkeys(row)
+        where = f"{path}, {table.unit} {number}"
         for column in text:
-            value, where = row.get(column), f"{path}, {table.unit} {number}"
+            value = row.get(column)
             if value is not None and not isinstance(value, str):
                 problems.append(f"{where}: {value!r} in {column!r} is no text, which is needed")
             elif wanted.glue and is_blank(value):
                 problems.append(f"{where}: no text in {column!r}; GLUE takes no empty answer")
-            elif value and re.search(tables.HALF_CHARACTER, value):
+            elif value and not wanted.output and re.search(tables.HALF_CHARACTER, value):
                 problems.append(f"{where}: half a character (\\ud…) in it; mend or remove it")
+        # It could not be written, wherever it is; JSON alone can have it.
+        of_row = json.dumps(row, ensure_ascii=False) if path.suffix.lower() == ".jsonl" else ""
+        if wanted.output and re.search(tables.HALF_CHARACTER, of_row):
+            problems.append(f"{where}: half a character (\\ud…) in it; mend or remove it")
         with contextlib.suppress(TypeError):  # A label that is none is not compared.
-            found.add(tables.label_name(row.get(label)) if label else None)
+            if label and len(found) < MOST_LABELS:
+                found.add(tables.label_name(row.get(label)))
         if len(problems) >= MOST_PROBLEMS:
             break
     for name in (writers.PREDICTION, writers.PROBABILITY):
@@ -95,6 +104,10 @@ def look_through(path: Path, wanted: SimpleNamespace, record: dict | None) -> Te
             problems.append(f"{path}: it has a column {name!r} already; rename that")
     if problems:
         raise InputError(*problems)
+    read = f"texts from {' and '.join(map(repr, text))}"
+    say(f"{path}: {read}" + (f", labels from {label!r}" if found - {None, "", "-1"} else ""))
+    if not wanted.output or wanted.glue:
+        columns = [*text, *([label] if label else [])]
     return TextFile(path, table, text, label, list(columns), rows, found - {None, ""})
 
 

@@ -44,12 +44,31 @@ def write_glue(out: BinaryIO, found: Answered) -> None:
     out.flush()
 
 
+def csv_writer(out: BinaryIO, dialect: str = "excel") -> Callable[[list], object]:
+    """A function that writes a row as UTF-8, with a newline at its end."""
+    text = codecs.getwriter("utf-8")(out)
+    plain, quoted = (
+        csv.writer(text, dialect, lineterminator="\n", quoting=quoting)
+        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+    )
+
+    def write(row: list) -> None:
+        # Python 3.11 leaves a carriage return bare, at which readers end the row.
+        (quoted if any("\r" in str(cell) for cell in row) else plain).writerow(row)
+
+    return write
+
+
 @contextlib.contextmanager
 def _csv(out: BinaryIO, columns: list[str], _: Path, dialect: str = "excel") -> Iterator[Write]:
-    text = codecs.getwriter("utf-8")(out)
-    writer = csv.DictWriter(text, columns, dialect=dialect, lineterminator="\n")
-    writer.writeheader()
-    yield lambda rows: writer.writerows({k: _cell(v) for k, v in row.items()} for row in rows)
+    write_row = csv_writer(out, dialect)
+    write_row(columns)
+
+    def write(rows: list[dict]) -> None:
+        for row in rows:
+            write_row([_cell(row.get(column)) for column in columns])
+
+    yield write
 
 
 def _tsv(out: BinaryIO, columns: list[str], source: Path) -> contextlib.AbstractContextManager:

@@ -234,7 +234,9 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory):
     from finetune import finetune
 
     folder = tmp_path_factory.mktemp("trained")
-    for name in ("train", "dev"):
-        (folder / f"{name}.csv").write_text(CSV)
+    (folder / "train.csv").write_text(CSV)
+    # Of these three it cannot get all right.
+    odd = "a fine film,negative\na dull film,positive\nwarm and funny,negative\n"
+    (folder / "dev.csv").write_text(CSV + odd)
     how = {"epochs": 8, "batch_size": 8, "learning_rate": 1e-2, "log_every": 2}
     return finetune(model=tiny, data=folder, output_dir=folder / "run", **how)

@@ -3,8 +3,11 @@
 import csv
 import io
 import json
+import shutil
+import signal
 import subprocess
 import sys
+import time
 import tracemalloc
 from types import SimpleNamespace
 
@@ -186,7 +189,8 @@ def test_the_file_for_glue_is_what_its_server_takes_byte_for_byte(predicted, tmp
         'label\tsentence\n-1\ta dull film\n-1\ta "fine film\n-1\ta fine film\n'
     )
     run = predicted("test.tsv", "--glue", "--output", "SST-2.tsv")
-    assert run.code == 0 and run.out == "" and run.err == "", run.err
+    assert run.code == 0 and run.out == "" and "accuracy" not in run.err
+    assert run.err == "test.tsv: texts from 'sentence'\n"
     assert (tmp_path / "SST-2.tsv").read_bytes() == b"index\tprediction\n0\t0\n1\t1\n2\t1\n"
     assert predicted("--glue", "test.tsv").out == "index\tprediction\n0\t0\n1\t1\n2\t1\n"
     (tmp_path / "gap.jsonl").write_text('{"sentence": "fine"}\n{"sentence": " "}\n{}\n')
@@ -258,6 +262,12 @@ def test_labels_of_a_file_are_compared_by_name_or_by_id(predicted, tmp_path):
         "names.csv: not compared are rows with labels that the model does not know: 'unsure'"
         in run.err
     )
+    assert "names.csv: texts from 'sentence', labels from 'label'" in run.err
+    (tmp_path / "stars.csv").write_text('sentence,stars\n"a fine film",5\n"a dull film",1\n')
+    run = predicted("stars.csv", "--text-column", "sentence", "stars.csv")
+    assert (
+        "accuracy" not in run.err and "does not know: '1', '5'" in run.err
+    )  # No ids: no 5th class.
     numbers = {"negative": "0.0", "positive": "1"}
     content = "".join(f'"{text}",{numbers[label]}\n' for text, label in ROWS)
     (tmp_path / "ids.csv").write_text("sentence,label\n" + content)
@@ -266,10 +276,23 @@ def test_labels_of_a_file_are_compared_by_name_or_by_id(predicted, tmp_path):
 
 WRONG = {
     "no such file": (["no.csv"], {}, "no.csv: no such file"),
+    "a file of an unknown ending": (
+        *(["my texts.txt"], {"my texts.txt": "good\n"}),
+        "my texts.txt: the ending is unknown; known: .csv, .tsv, .jsonl, .parquet; with a text a",
+    ),
+    "a name too long": (["a.csv", "--output", "x" * 300 + ".csv"], {"a.csv": CSV}, "name too long"),
+    "GLUE's file as parquet": (
+        *(["a.csv", "--glue", "--output", "b.parquet"], {"a.csv": CSV}),
+        "--output b.parquet: it must end with .tsv",
+    ),
+    "half a character elsewhere": (
+        *(["a.jsonl", "--output", "b.csv"], {"a.jsonl": '{"text": "a", "id": ["\\ud800"]}\n'}),
+        "a.jsonl, line 1: half a character",
+    ),
     "two files": (["a.csv", "b.csv"], {}, "a.csv: one file at a time"),
     "an ending that is none": (
         *(["a.csv", "--output", "a.xlsx"], {"a.csv": CSV}),
-        "--output a.xlsx: the ending is unknown",
+        "--output a.xlsx: it must end with .csv or .tsv or .jsonl or .parquet",
     ),
     "the file itself": (
         *(["a.csv", "--output", "./a.csv"], {"a.csv": CSV}),
@@ -324,7 +347,7 @@ def test_a_model_without_a_head_or_without_files_is_refused(predicted, tiny, tmp
     for run, message in {
         str(tiny): "it has no classification head",
         "empty": "empty: no config.json in it",
-        "begun": "begun: the run there has left no model yet",
+        "begun": "begun: a run without model/; no epoch of it is over yet",
         "nobody/nothing": "nobody/nothing: the Hub cannot be reached, and the cache does not",
         "./no/folder/here": "./no/folder/here: no such folder",
     }.items():
@@ -347,7 +370,49 @@ def test_a_model_trained_on_pairs_takes_a_tab_between_the_two(tmp_path, tiny, pr
     by_file = predicted("pairs.jsonl", run=str(run.folder))
     assert by_file.out.split("\n")[0] == found.out.split("\n")[0]
     alone = predicted(stdin=b"a\tb\nonly one\n", run=str(run.folder))
-    assert alone.code == 2 and "line 2: 1 texts; the model was trained on pairs" in alone.errors[0]
+    assert alone.code == 2 and alone.out.count("\n") == 1
+    assert "line 2: the model was trained on pairs of texts; give two" in alone.errors[0]
+
+
+def test_a_carriage_return_in_a_text_makes_no_row_of_its_own(predicted, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a fine\\rfilm"}\n{"text": "a \\"dull\\" film"}\n')
+    for ending in ("csv", "tsv"):
+        assert predicted("a.jsonl", "--output", f"b.{ending}").code == 0
+        with (tmp_path / f"b.{ending}").open(newline="") as file:
+            rows = list(csv.DictReader(file, dialect="excel-tab" if ending == "tsv" else "excel"))
+        assert [row["text"] for row in rows] == ["a fine\rfilm", 'a "dull" film']
+
+
+def test_a_model_whose_head_is_no_choice_among_classes_is_refused(predicted, trained, tmp_path):
+    for name, changes, message in (
+        ("regression", {"problem_type": "regression"}, "its head gives no probabilities"),
+        ("several", {"problem_type": "multi_label_classification"}, "its head gives no"),
+        ("from one", {"id2label": {"1": "a", "2": "b"}}, "id2label does not count from 0"),
+    ):
+        folder = shutil.copytree(trained.model_folder, tmp_path / name)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+        run = predicted("a text", run=str(folder))
+        assert run.code == 2 and len(run.errors) == 1 and message in run.err, run.err
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stop_while_a_file_is_written_leaves_the_one_before(trained, tmp_path, number, code):
+    lines = (f"{ROWS[number % 40][0]} {number}\n" for number in range(300_000))
+    (tmp_path / "in.tsv").write_text("sentence\n" + "".join(lines))
+    (tmp_path / "out.csv").write_text("of yesterday")
+    command = [sys.executable, str(ROOT / "predict.py"), str(trained.folder), "in.tsv"]
+    process = subprocess.Popen(
+        [*command, "--output", "out.csv"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    partial = tmp_path / "out.csv.partial"
+    while not (partial.exists() and partial.stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    said = process.communicate()[1]
+    assert process.returncode == code and "Traceback" not in said, said
+    assert (tmp_path / "out.csv").read_text() == "of yesterday" and not partial.exists()
 
 
 @pytest.mark.slow

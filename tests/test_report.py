@@ -69,8 +69,15 @@ def test_a_run_ends_with_its_report_and_report_py_writes_the_same_bytes_again(
     report.main([str(copy)])
     said = capsys.readouterr().err
     assert {name: (copy / name).read_bytes() for name in names} == before
-    assert f"accuracy {trained.metrics['accuracy']:.4f} ± " in said
-    assert trained.metrics["accuracy_interval"][1] == pytest.approx(1.0)
+    assert "accuracy 0.9302 (0.8139 to 0.9760, the 95 % interval of 43 sentences)" in said
+    assert trained.metrics["accuracy"] == 40 / 43
+    with (copy / "mistakes.csv").open() as file:
+        mistakes = [(row["line"], row["text"], row["prediction"]) for row in csv.DictReader(file)]
+    assert sorted(mistakes) == [
+        ("42", "a fine film", "positive"),
+        ("43", "a dull film", "negative"),
+        ("44", "warm and funny", "positive"),
+    ]
 
 
 def test_mistakes_are_the_wrong_answers_most_confident_first(tmp_path):
@@ -124,7 +131,7 @@ def test_the_card_of_the_defaults_names_base_model_license_and_data_set(trained)
     record["settings"]["model"] = "builtin"
     card = huggingface_hub.ModelCard(model_card.make(record))
     assert card.data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
-    assert dataclasses.asdict(card.data.eval_results[0])["metric_value"] == 1.0
+    assert dataclasses.asdict(card.data.eval_results[0])["metric_value"] == 40 / 43
 
 
 def test_data_or_a_model_that_has_changed_is_not_reported_on(trained, tmp_path, capsys):
@@ -146,7 +153,7 @@ def test_data_or_a_model_that_has_changed_is_not_reported_on(trained, tmp_path, 
     with pytest.raises(InputError) as caught:
         report.main([str(copy)])
     without_model, without_data = caught.value.problems
-    assert "the run there has left no model" in without_model
+    assert "a run without model/; its model is gone" in without_model
     assert f"its data, {other}, is not here" in without_data
     assert not (copy / "mistakes.csv").exists()
 
@@ -287,15 +294,23 @@ def test_the_table_of_runs_shows_what_differs_folds_seeds_and_has_the_best_first
     ]
     other = make_run(tmp_path / "e", 0.5)
     other.record["fingerprints"]["files"] = {"train": "another"}
-    header = compare.table([make_run(tmp_path / "f", 0.6), other]).splitlines()[0]
-    assert header.split() == ["run", "data's", "content", "seeds", "accuracy", "minutes"]
+    header, *lines = compare.table([make_run(tmp_path / "f", 0.6), other]).splitlines()
+    assert header.split() == ["run", "data", "seeds", "accuracy", "minutes"]
+    first, second = (line.split()[1:3] for line in lines)
+    assert first[0] == second[0] == "d" and first[1] != second[1]  # Other content of that name.
+    same = make_run(tmp_path / "g", 0.5, seed=2, data="/elsewhere/d")
+    assert len(compare.table([make_run(tmp_path / "f", 0.6), same]).splitlines()) == 2
+    again = make_run(tmp_path / "h", 0.6)
+    assert "±" not in compare.table([make_run(tmp_path / "f", 0.6), again])  # Of one seed.
 
 
 def test_report_py_on_several_runs_prints_a_table_and_draws_one_picture(trained, tmp_path, capsys):
-    for name in ("one", "two"):
+    for seed, name in enumerate(("one", "two")):
         (tmp_path / name).mkdir()
-        for file in ("run.json", "metrics.jsonl"):
-            shutil.copy(trained.folder / file, tmp_path / name)
+        shutil.copy(trained.folder / "metrics.jsonl", tmp_path / name)
+        record = json.loads((trained.folder / "run.json").read_text())
+        record["settings"]["seed"] = seed
+        (tmp_path / name / "run.json").write_text(json.dumps(record))
     (tmp_path / "notes.txt").write_text("mine")
     report.main(list(map(str, sorted(tmp_path.iterdir()))))
     out, err = capsys.readouterr()

@@ -128,8 +128,9 @@ def last_state(folder: Path) -> Path:
 
 def save_at_once(figure: matplotlib.figure.Figure, path: Path) -> None:
     """In place of pictures._save: a file where the picture, a second of drawing, would be."""
-    texts = repr([axes.get_title() for axes in figure.axes]).encode()
-    pictures.files.write_whole(path, lambda file: file.write(texts))
+    shown = [figure.get_suptitle(), *(axes.get_title() for axes in figure.axes)]
+    shown += [line.get_xydata().tolist() for axes in figure.axes for line in axes.lines]
+    pictures.files.write_whole(path, lambda file: file.write(repr(shown).encode()))
 
 
 def copy_the_last_state() -> None:

@@ -240,3 +240,16 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory):
     (folder / "dev.csv").write_text(CSV + odd)
     how = {"epochs": 8, "batch_size": 8, "learning_rate": 1e-2, "log_every": 2}
     return finetune(model=tiny, data=folder, output_dir=folder / "run", **how)
+
+
+@pytest.fixture
+def small_builtin(monkeypatch, tiny, tmp_path_factory) -> None:
+    """In this process the stand-ins are small: a tiny model and few sentences."""
+    import model_files
+    import tables
+
+    folder = tmp_path_factory.mktemp("builtin")
+    for name in ("train", "dev"):
+        (folder / f"{name}.csv").write_text(CSV)
+    monkeypatch.setattr(model_files, "_find_builtin", lambda: tiny)
+    monkeypatch.setattr(tables, "BUILTIN", folder)

@@ -14,13 +14,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import warm
-from conftest import CSV, ROWS, save_tiny, start
+from conftest import ROWS, save_tiny, start
 from hub_server import hub
 
 import finetune as script
 import hub as questions
-import model_files
-import tables
 
 MODEL = "distilbert/distilbert-base-uncased"
 SHORT = ["--max-train-samples", "32", "--epochs", "1"]
@@ -82,16 +80,6 @@ def in_process_at(in_process, monkeypatch) -> Callable[..., SimpleNamespace]:
             read_environment()
 
     return run
-
-
-@pytest.fixture
-def small_builtin(monkeypatch, tiny, tmp_path_factory) -> None:
-    """In this process the stand-ins are small: a tiny model and few sentences."""
-    folder = tmp_path_factory.mktemp("builtin")
-    for name in ("train", "dev"):
-        (folder / f"{name}.csv").write_text(CSV)
-    monkeypatch.setattr(model_files, "_find_builtin", lambda: tiny)
-    monkeypatch.setattr(tables, "BUILTIN", folder)
 
 
 def run_record(tmp_path: Path) -> dict:

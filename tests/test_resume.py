@@ -208,16 +208,11 @@ def stopped_once(tmp_path_factory, tiny):
     folder = tmp_path_factory.mktemp("stopped")
     shutil.copytree(tiny, folder / "tiny")
     (folder / "a.csv").write_text(CSV)
-    for flags in (LONG, [*LONG[:-2], "other", "--resume", "--seed", "1"]):
-        process = start(folder, *flags)
-        assert process.stdout.readline().startswith("epoch 0")
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == 143 and "stopped by SIGTERM" in err
-        assert (
-            f"the same command with --output-dir {flags[9]} --resume" in err
-            and "Traceback" not in err
-        )
+    each = [LONG, [*LONG[:-2], "other", "--resume", "--seed", "1"]]
+    for flags, (code, said) in zip(each, scenario("stopped", folder, each=each), strict=True):
+        assert code == 143 and "epoch 0" in said and "stopped by SIGTERM" in said
+        assert f"the same command with --output-dir {flags[9]} --resume" in said
+        assert "Traceback" not in said
     return folder
 
 
@@ -581,11 +576,13 @@ def test_resuming_wants_the_folder_of_a_run_or_an_empty_one(in_process, tmp_path
     assert contents(tmp_path / "run") == {"thesis.txt": b"years of work"}
 
 
-def test_the_readmes_command_starts_a_run_and_says_when_it_is_complete(finetune, tmp_path):
+def test_the_readmes_command_starts_a_run_and_says_when_it_is_complete(
+    in_process, small_builtin, tmp_path
+):
     _, script, *flags = block("resume").split()
     assert script == "finetune.py" and "--resume" in flags
     for said in ("kept: epoch", "this run is complete; kept: epoch"):
-        run = finetune(*flags, "--max-train-samples", 64)
+        run = in_process(*flags)
         assert run.code == 0 and said in run.err, run.err
     assert (tmp_path / "runs" / "first" / "model" / "model.safetensors").exists()
 

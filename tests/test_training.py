@@ -457,14 +457,14 @@ def test_a_compiled_model_learns_the_same_and_is_saved_under_its_own_names(
 
 
 def test_out_of_memory_names_the_micro_batch_size(finetune, tmp_path):
-    # 12 sentences of 64 tokens, which is what a CPU takes at a time, take 3.2 GB for each of the
-    # three results and gradients of the first of two layers so wide; the process may have 8.6.
-    save_tiny(tmp_path / "wide", hidden_dim=2**20, n_layers=2)
+    # 12 sentences of 64 tokens, which is what a CPU takes at a time, take 1.6 GB for each of the
+    # three results and gradients of the first of two layers so wide; the process may have 6.4.
+    save_tiny(tmp_path / "wide", hidden_dim=2**19, n_layers=2)
     rows = "".join(f"{'word ' * 62}{text},{label}\n" for text, label in ROWS)
     (tmp_path / "a.csv").write_text("text,label\n" + rows.replace(" , ", " "))
     run = finetune(
         *("--model", "wide", "--data", "a.csv", "--output-dir", "run", "--batch-size", "40"),
-        **limited(tmp_path, "RLIMIT_AS", 8 * 2**30),
+        **limited(tmp_path, "RLIMIT_AS", 6 * 2**30),
     )
     assert run.code == 1 and len(run.errors) == 1, run.err
     assert "--micro-batch-size" in run.errors[0] and "Traceback" not in run.err

@@ -291,6 +291,17 @@ def stops(folder: Path, flags: list[str], plans: dict[str, list]) -> dict:
     return found
 
 
+def stopped(folder: Path, each: list[list[str]]) -> list[tuple[int, str]]:
+    """Stop runs in `folder`, one with each of these flags, after some steps; what do they say?"""
+    os.chdir(folder)
+    log, found = folder / "log", []
+    for flags in each:
+        code = end_of(start(flags, log, signal_at("a step", 5, signal.SIGTERM)))
+        found.append((code, log.read_text()))
+        log.unlink()
+    return found
+
+
 def ruin(folder: Path, flags: list[str]) -> dict:
     """A step ruins the weights; what does the next checkpoint hold, and where does a run end?"""
     runs = Runs(folder, flags)

@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -104,7 +105,10 @@ def finetune(tmp_path: Path):
 
 @pytest.fixture
 def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
-    """What `finetune` does, without seconds of imports: `in_process(*flags)`."""
+    """What `finetune` does, without seconds of imports: `in_process(*flags)`.
+
+    A run that does not end, such as one that should have been refused, ends after five minutes.
+    """
     import warm
 
     import console
@@ -114,13 +118,21 @@ def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
     monkeypatch.setattr(pictures, "_save", warm.save_at_once)
     monkeypatch.setattr(console, "_ignore_signals", lambda: None)  # Of the tests themselves.
 
+    def end(*_: object) -> None:
+        raise AssertionError("still running after 300 s")
+
     def run(*flags: object) -> SimpleNamespace:
         code = 0
         capfd.readouterr()
+        before = signal.signal(signal.SIGALRM, end)
+        signal.alarm(300)
         try:
             warm.program([*map(str, flags)])
-        except SystemExit as end:
-            code = end.code or 0
+        except SystemExit as end_of_run:
+            code = end_of_run.code or 0
+        finally:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, before)
         out, err = capfd.readouterr()
         errors = [line for line in err.splitlines() if line.startswith("error: ")]
         return SimpleNamespace(code=code, out=out, err=err, errors=errors)

@@ -63,6 +63,7 @@ def read_environment() -> None:
     """What the Hub's libraries have read at their import, anew."""
     for module in (huggingface_hub.constants, datasets.config):
         importlib.reload(module)
+    questions.OFFLINE_AT_START = huggingface_hub.constants.HF_HUB_OFFLINE
     huggingface_hub.HfFileSystem.clear_instance_cache()
 
 

@@ -264,10 +264,8 @@ def test_labels_of_a_file_are_compared_by_name_or_by_id(predicted, tmp_path):
     )
     assert "names.csv: texts from 'sentence', labels from 'label'" in run.err
     (tmp_path / "stars.csv").write_text('sentence,stars\n"a fine film",5\n"a dull film",1\n')
-    run = predicted("stars.csv", "--text-column", "sentence", "stars.csv")
-    assert (
-        "accuracy" not in run.err and "does not know: '1', '5'" in run.err
-    )  # No ids: no 5th class.
+    run = predicted("--text-column", "sentence", "stars.csv")
+    assert "accuracy" not in run.err and "does not know: '1', '5'" in run.err  # And 1 is no id.
     numbers = {"negative": "0.0", "positive": "1"}
     content = "".join(f'"{text}",{numbers[label]}\n' for text, label in ROWS)
     (tmp_path / "ids.csv").write_text("sentence,label\n" + content)

@@ -543,7 +543,9 @@ def main(settings: Settings, hub_problem: str | None) -> Path:
 
 # ---- From Python, as in a notebook ----
 
-SettingsError = InputError  # The settings are wrong, or what they name; `problems` are its lines.
+
+class SettingsError(InputError):
+    """The settings are wrong, or what they name. `problems` holds one line for each."""
 
 
 class Result(NamedTuple):
@@ -566,18 +568,20 @@ def finetune(**settings: object) -> Result:
         RunError: the run could not go on.
         KeyboardInterrupt: it was interrupted; with `output_dir` and `resume=True` it goes on.
     """
-    chosen = from_keywords(globals(), settings)
-    folder = Path(chosen.output_dir or "")
-    if finished := run_folder.result_of(chosen):
-        say(f"this run is complete; {finished}")
-    else:
-        hub_problem = hub.ask(chosen)
-        if hub_problem:
-            hub.go_offline()
-        try:
+    try:
+        chosen = from_keywords(globals(), settings)
+        folder = Path(chosen.output_dir or "")
+        if finished := run_folder.result_of(chosen):
+            say(f"this run is complete; {finished}")
+        else:
+            hub_problem = hub.ask(chosen)
+            if hub_problem:
+                hub.go_offline()
             folder = main(chosen, hub_problem)
-        except console.Stopped as stop:
-            raise KeyboardInterrupt(str(stop)) from None
+    except InputError as error:
+        raise SettingsError(*error.problems) from None
+    except console.Stopped as stop:
+        raise KeyboardInterrupt(str(stop)) from None
     record = records.read(folder)
     kept = folder / run_folder.MODEL
     length = record["settings"]["max_length"]

@@ -165,7 +165,10 @@ def fetch_model(name: str) -> Path:
     except errors.RepositoryNotFoundError:
         problem = "neither a folder here nor a model on the Hub"
     except errors.LocalEntryNotFoundError:
-        problem = "the Hub cannot be reached, and the cache does not hold it whole; name a folder"
+        problem = (
+            "no folder here, the Hub cannot be reached, and the cache does not hold it whole; name "
+            "a folder"
+        )
     except Exception as error:  # A transfer that breaks off ends in any of a dozen errors.
         problem = f"the download broke off; run the command again ({one_line(error)[:200]})"
     raise InputError(f"--model {name}: {problem}")

@@ -99,10 +99,13 @@ def curves(
             what = f"kept: epoch {kept['epoch']}, accuracy {kept['accuracy']:.4f}"
             middle.plot(*where, "*", **how, label=what)
         _legend_above(middle)
-    top.set_ylim(bottom=0)
+    # With room for the marks at the edges, also where there is one value alone.
+    last = max((line["step"] for line in history), default=1)
+    highest = max((line.get("loss", line.get("eval_loss", 0)) for line in history), default=1)
+    top.set_ylim(0, 1.08 * highest)
     top.set_ylabel("loss (nats)")
     middle.set_ylabel("validation")
-    bottom.set_xlim(left=0)
+    bottom.set_xlim(0, 1.04 * last)
     bottom.set_ylabel("learning rate")
     bottom.set_ylim(bottom=0)
     bottom.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))

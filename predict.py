@@ -165,7 +165,8 @@ def label_file(classifier: "Classifier", file: TextFile, wanted: SimpleNamespace
                 show(answered, names)
     if others := file.labels != {"-1"} and sorted(file.labels - ids.keys()):
         shown = ", ".join(map(repr, others[:5]))
-        say(f"{file.path}: not compared are rows with labels that the model does not know: {shown}")
+        where = f"{file.path}: rows whose label in {file.label_column!r} the model does not know"
+        say(f"{where} are not compared: {shown}")
     if references:
         say(scores(references, predictions, names))
 
@@ -207,7 +208,8 @@ def read_arguments(argv: Sequence[str]) -> SimpleNamespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="RUN", help="folder of a run or a model, or a Hub id")
+    about_run = "folder of a run or a model, or a Hub id"
+    parser.add_argument("run", metavar="RUN", nargs="?", help=about_run)
     parser.add_argument(
         "texts", metavar="TEXT", nargs="*", help="texts, or a file of them; none: standard input"
     )
@@ -225,7 +227,7 @@ def read_arguments(argv: Sequence[str]) -> SimpleNamespace:
         texts.append(columns.pop())  # `--text-column a file.csv`
     named = [text for text in texts if _is_file(text)]
     wanted.file = Path(named[0]) if named and len(texts) == 1 else None
-    problems = []
+    problems = [] if wanted.run else ["RUN: name the folder of a run or a model first"]
     if len(texts) > 1:
         problems += [f"{name}: one file at a time, and no texts beside it" for name in named[:1]]
     elif wanted.file and not wanted.file.is_file():

@@ -138,7 +138,7 @@ def _checked(
             else:
                 value = _from_constant(constants[name], kind, name)
             if value is not None and not allowed(value):
-                raise ValueError(f"found {value!r}")
+                raise ValueError(f"found {value!r:.99}")
             if name in CHECKS:
                 CHECKS[name](value)
         except InputError as error:
@@ -232,5 +232,5 @@ def _from_constant(value: object, kind: type, name: str) -> object:
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        raise ValueError(f"found {value!r}")
+        raise ValueError(f"found {value!r:.99}")
     return value

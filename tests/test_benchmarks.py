@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import checkpoints
 import measure
 import much_data
+import predicting
 import profile_step
 import several
 import speed
@@ -140,6 +141,7 @@ def test_the_tables_in_the_readmes_are_made_of_the_recorded_rounds():
         ("checkpoints", checkpoints.table, "found"),
         ("several", several.table, "rounds"),
         ("much_data", much_data.table, "found"),
+        ("predicting", predicting.table, "found"),
     ):
         record = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
         assert make(record[part]).splitlines() == record["table"]

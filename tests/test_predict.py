@@ -259,13 +259,12 @@ def test_labels_of_a_file_are_compared_by_name_or_by_id(predicted, tmp_path):
     assert ["positive", "1.0000", "0.8000", "0.8889", "5"] in lines
     assert ["negative", "4", "0"] in lines and ["positive", "1", "4"] in lines  # The matrix.
     assert (
-        "names.csv: not compared are rows with labels that the model does not know: 'unsure'"
-        in run.err
+        "rows whose label in 'label' the model does not know are not compared: 'unsure'" in run.err
     )
     assert "names.csv: texts from 'sentence', labels from 'label'" in run.err
     (tmp_path / "stars.csv").write_text('sentence,stars\n"a fine film",5\n"a dull film",1\n')
     run = predicted("--text-column", "sentence", "stars.csv")
-    assert "accuracy" not in run.err and "does not know: '1', '5'" in run.err  # And 1 is no id.
+    assert "accuracy" not in run.err and "are not compared: '1', '5'" in run.err  # And 1 is no id.
     numbers = {"negative": "0.0", "positive": "1"}
     content = "".join(f'"{text}",{numbers[label]}\n' for text, label in ROWS)
     (tmp_path / "ids.csv").write_text("sentence,label\n" + content)
@@ -273,6 +272,7 @@ def test_labels_of_a_file_are_compared_by_name_or_by_id(predicted, tmp_path):
 
 
 WRONG = {
+    "no run": ([], {}, "RUN: name the folder of a run"),
     "no such file": (["no.csv"], {}, "no.csv: no such file"),
     "a file of an unknown ending": (
         *(["my texts.txt"], {"my texts.txt": "good\n"}),
@@ -346,7 +346,7 @@ def test_a_model_without_a_head_or_without_files_is_refused(predicted, tiny, tmp
         str(tiny): "it has no classification head",
         "empty": "empty: no config.json in it",
         "begun": "begun: a run without model/; no epoch of it is over yet",
-        "nobody/nothing": "nobody/nothing: the Hub cannot be reached, and the cache does not",
+        "nobody/nothing": "nobody/nothing: no folder here, the Hub cannot be reached, and the",
         "./no/folder/here": "./no/folder/here: no such folder",
     }.items():
         found = predicted("a text", run=run)

@@ -18,6 +18,7 @@ import record as records
 import run_folder
 from console import InputError, say
 
+MOST_CHARACTERS = 1000  # For each token.
 BATCH_SIZE = 64  # Answers do not depend on it, but for rounding.
 
 
@@ -86,6 +87,11 @@ def answer(
         int64 and float32, each of shape (texts,).
     """
     model, tokenizer, device = classifier.model, classifier.tokenizer, classifier.model.device
+    # What lies far behind the last token that is read would take memory for nothing.
+    texts, pairs = (
+        column and [text[: MOST_CHARACTERS * classifier.max_length] for text in column]
+        for column in (texts, pairs)
+    )
     encoded = data.encode(tokenizer, texts, pairs, classifier.max_length)
     names = [name for name in encoded if name != "attention_mask"]  # `collate` makes that.
     lengths = np.array([len(ids) for ids in encoded["input_ids"]])

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from console import RunError, one_line
 
 PARTIAL = ".partial"  # Ends the name of what is being written.
+_mark = ""  # Stands before that, where several processes may write the same file.
 OLD = ".old"  # Ends the name of a folder that is being replaced.
 
 
@@ -23,7 +24,7 @@ def write_whole(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     Raises:
         RunError: it could not be written; what was there before is whole, or else this is there.
     """
-    aside = path.with_name(path.name + PARTIAL)
+    aside = path.with_name(path.name + _mark + PARTIAL)
     with told(path):
         try:
             with aside.open("wb") as file:
@@ -35,6 +36,19 @@ def write_whole(path: Path, fill: Callable[[BinaryIO], object]) -> None:
             aside.unlink(missing_ok=True)
             raise
         flush_folder(path.parent)
+
+
+def mark_as_own() -> None:
+    """From now on write aside under a name of this process's own: no lock keeps others away."""
+    global _mark
+    _mark = f".{os.getpid()}"
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a disk, or what may be written of it, was full."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    causes = (error, error.__cause__, error.__context__)
+    return any(isinstance(cause, OSError) and cause.errno in numbers for cause in causes)
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:

@@ -19,6 +19,7 @@ import itertools
 import math
 import shlex
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -527,11 +528,12 @@ def main(settings: Settings, hub_problem: str | None) -> Path:
             record["result"]["seconds"] = round(state["seconds"], 1)
             try:
                 report.write(folder, record, state["history"], text.splits["validation"], answers)
-            except RunError:
-                raise
-            except Exception as error:  # A night's training is not lost over a picture.
+            except Exception as error:
+                if files.is_full(error):  # With space, the same command writes it.
+                    raise
+                # A night's training is not lost over a picture.
                 how = f"`python report.py {shlex.quote(str(folder))}` tries again"
-                say(f"NOTE: its report is not complete ({console.one_line(error)}); {how}")
+                say(f"NOTE: its report is not complete ({console.one_line(error)[:200]}); {how}")
             run_folder.finish(folder, record, state["history"])
     if is_first:
         say(model_card.in_words(record["result"], len(answers.references)))
@@ -546,6 +548,9 @@ def main(settings: Settings, hub_problem: str | None) -> Path:
 
 class SettingsError(InputError):
     """The settings are wrong, or what they name. `problems` holds one line for each."""
+
+
+_running = threading.Lock()
 
 
 class Result(NamedTuple):
@@ -568,6 +573,8 @@ def finetune(**settings: object) -> Result:
         RunError: the run could not go on.
         KeyboardInterrupt: it was interrupted; with `output_dir` and `resume=True` it goes on.
     """
+    if not _running.acquire(blocking=False):
+        raise SettingsError("another run goes on in this process; they would share random numbers")
     try:
         chosen = from_keywords(globals(), settings)
         folder = Path(chosen.output_dir or "")
@@ -582,6 +589,8 @@ def finetune(**settings: object) -> Result:
         raise SettingsError(*error.problems) from None
     except console.Stopped as stop:
         raise KeyboardInterrupt(str(stop)) from None
+    finally:
+        _running.release()
     record = records.read(folder)
     kept = folder / run_folder.MODEL
     length = record["settings"]["max_length"]

@@ -37,7 +37,8 @@ MOST_RUNS = 12  # Of which a picture can still be read.
 
 def short(name: str, most: int = LONGEST_NAME) -> str:
     """A name that fits into a picture."""
-    name = " ".join(name.split())
+    # What is no character, as a file's name can have it, is a question mark.
+    name = " ".join(name.encode(errors="replace").decode().split())
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
@@ -185,7 +186,8 @@ def comparison(path: Path, runs: Sequence[tuple[str, Sequence[dict]]]) -> None:
         strict=False,
     )
     for (name, history), (colour, line_style, mark) in zip(runs[:MOST_RUNS], looks, strict=False):
-        how = {"color": colour, "linestyle": line_style, "label": short(name, 90)}
+        # A label that begins with an underscore would not be shown.
+        how = {"color": colour, "linestyle": line_style, "label": f" {short(name, 90)}"}
         steps, losses = _columns([x for x in history if "loss" in x], "step", "loss")
         top.plot(steps, smooth(losses) if len(losses) else losses, **how)
         evaluated = [line for line in history if "eval_loss" in line]

@@ -22,6 +22,7 @@ import io
 import itertools
 import os
 import re
+import select
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -63,7 +64,10 @@ def arrived_lines(stream: io.BufferedReader) -> Iterator[list[str]]:
         InputError: a line is not UTF-8; those before it have come.
     """
     unended, number, size = b"", 1, FIRST_WINDOW
-    while chunk := stream.read1(size):
+    while (chunk := stream.read1(size)) != b"":
+        if chunk is None:  # Of a pipe whose other end does not block there may be none as yet.
+            select.select([stream], [], [])
+            continue
         *lines, unended = (unended + chunk).split(b"\n")
         yield from _decoded(lines, number)
         number, size = number + len(lines), min(2 * size, LARGEST_WINDOW)
@@ -151,13 +155,14 @@ def label_file(classifier: "Classifier", file: TextFile, wanted: SimpleNamespace
             yield rows, found
 
     names = classifier.labels
+    output = wanted.output and wanted.output.resolve()  # And not a link in its place.
     with progress(file.rows, "texts", "predicting") as bar:
         found = windows(bar)
         if wanted.output and wanted.glue:
-            files.write_whole(wanted.output, lambda out: writers.write_glue(out, found))
+            files.write_whole(output, lambda out: writers.write_glue(out, found))
         elif wanted.output:
             how = wanted.output.suffix.lower(), file.path, file.columns, names, found
-            files.write_whole(wanted.output, lambda out: writers.write_table(out, *how))
+            files.write_whole(output, lambda out: writers.write_table(out, *how))
         elif wanted.glue:
             writers.write_glue(sys.stdout.buffer, found)
         else:
@@ -175,12 +180,17 @@ def scores(references: Sequence[int], predictions: Sequence[int], names: list[st
     """How well predictions agree with what is right, in lines: by scikit-learn."""
     from sklearn.metrics import classification_report, confusion_matrix
 
-    ids = list(range(len(names)))
+    ids = sorted(set(references))  # Of others there is nothing to find.
     right = sum(map(int.__eq__, references, predictions))
     report = classification_report(
-        references, predictions, labels=ids, target_names=names, digits=4, zero_division=0
+        references,
+        predictions,
+        labels=ids,
+        target_names=[names[number] for number in ids],
+        digits=4,
+        zero_division=0,
     )
-    matrix = confusion_matrix(references, predictions, labels=ids)
+    matrix = confusion_matrix(references, predictions, labels=list(range(len(names))))
     width = max(len(str(matrix.max())), *map(len, names))
     total = len(references)
     lines = [f"accuracy {right / total:.4f}: {right:,} of {total:,} are right", report]
@@ -311,4 +321,5 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     with console.exit_codes():
+        files.mark_as_own()
         main(sys.argv[1:])

@@ -10,9 +10,10 @@ if __name__ == "__main__":
     console.end_on_signals()
 
 import argparse
+import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -113,7 +114,7 @@ def write(
     write_mistakes(folder / MISTAKES, names, rows, answers)
     card = model_card.make(record)
     card_file = folder / run_folder.MODEL / "README.md"
-    files.write_whole(card_file, lambda file: file.write(card.encode()))
+    files.write_whole(card_file, lambda file: file.write(card.encode(errors="replace")))
 
 
 def curves(path: Path, record: dict, history: Sequence[dict]) -> None:
@@ -196,6 +197,8 @@ def answers_of(folder: Path, record: dict) -> tuple["Dataset", Answers]:
             )
     if problems:
         raise InputError(*problems)
+    if classifier.labels != record["labels"]:
+        raise InputError(f"{folder}: its {run_folder.MODEL}/ has other labels than the run had")
     found: list[tuple] = []
     with progress(len(rows), "sentences", "answering") as bar:
         for start in range(0, len(rows), 10_000):
@@ -226,6 +229,20 @@ def report_on(folder: Path) -> None:
     say(f"written in {folder}: {names}, and {run_folder.MODEL}/README.md, the model card")
 
 
+@contextlib.contextmanager
+def _as_this_program_writes(what: Path | str) -> Iterator[None]:
+    """Call it damaged where something in a run's folder is missing, or of another kind."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{what}: {records.NAME} or {run_folder.METRICS} is not as this program writes it "
+            f"({type(error).__name__}: {console.one_line(error)[:200]}); put back a copy"
+        ) from error
+
+
 def main(argv: Sequence[str]) -> None:
     """What the command line asks for."""
     parser = console.Parser(
@@ -236,25 +253,34 @@ def main(argv: Sequence[str]) -> None:
     folders = []
     problems: list[str] = []
     for path in asked:
-        with console.gather(problems):
+        told: list[str] = []
+        with console.gather(told):
             if path.is_dir() and records.read(path):
                 folders.append(path)
             elif len(asked) == 1 or not path.exists():
                 problems.append(f"{path}: no run is there; name a folder that holds {records.NAME}")
             elif path.name != COMPARISON:  # What else a shell finds for runs/*.
                 say(f"{path}: not a run; left out")
+        told = [problem.partition("; ")[0].removeprefix("--output-dir ") for problem in told]
+        if len(asked) == 1:
+            problems += told
+        for problem in told if len(asked) > 1 else []:
+            say(f"{problem}; left out")
     if problems:
         raise InputError(*problems)
     if not folders:
         raise InputError("none of these folders holds a run")
     folders = list({folder.resolve(): folder for folder in folders}.values())
     if len(folders) == 1:
-        report_on(folders[0])
+        with _as_this_program_writes(folders[0]):
+            report_on(folders[0])
         return
     import compare
 
     found = [compare.Run(path, records.read(path), read_history(path)) for path in folders]
-    console.result(compare.table(found))
+    with _as_this_program_writes("one of the runs"):
+        table = compare.table(found)
+    console.result(table)
     parents = {folder.absolute().parent for folder in folders}
     where = (parents.pop() if len(parents) == 1 else Path()) / COMPARISON
     compare.picture(where, found)
@@ -264,4 +290,6 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     with console.exit_codes():
+        files.mark_as_own()
+        sys.stdout.reconfigure(encoding="utf-8")
         main(sys.argv[1:])

@@ -41,6 +41,8 @@ def check(settings: SimpleNamespace) -> None:
         problem = "not a name in UTF-8; name another"
     except OSError as error:  # A name too long, a folder closed to us.
         problem = f"{error.strerror}; name another"
+    except ValueError as error:  # A NUL in it.
+        problem = f"{error}; name another"
     if problem:
         raise InputError(f"--output-dir {folder}: {problem}")
 

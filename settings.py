@@ -111,6 +111,8 @@ def from_keywords(constants: Mapping[str, object], keywords: Mapping[str, object
     known = {word: value for word, value in keywords.items() if word in names}
 
     def from_value(value: object, kind: type, name: str) -> object:
+        if type(value).__module__ == "numpy":  # Of its numbers and arrays, Python's own.
+            value = value.tolist()
         return _from_constant(str(value) if isinstance(value, Path) else value, kind, name)
 
     return _checked(constants, known, from_value, str.lower, problems)

@@ -78,6 +78,8 @@ def _tsv(out: BinaryIO, columns: list[str], source: Path) -> contextlib.Abstract
 @contextlib.contextmanager
 def _jsonl(out: BinaryIO, columns: list[str], _: Path) -> Iterator[Write]:
     def write(rows: list[dict]) -> None:
+        # What is not a number (nan) is none in JSON.
+        rows = ({k: None if v != v else v for k, v in row.items()} for row in rows)
         lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
         out.write("".join(lines).encode())
 
@@ -115,7 +117,9 @@ def _cell(value: object) -> object:
 def _text(value: object) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    return json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, list | dict | bool):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)  # A date, a decimal number.
 
 
 WRITERS = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl, ".parquet": _parquet}

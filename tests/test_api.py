@@ -1,5 +1,6 @@
 """finetune() from Python, as in a notebook; TensorBoard; classes of unequal size."""
 
+import errno
 import json
 import threading
 from pathlib import Path
@@ -79,6 +80,20 @@ def test_the_hub_is_asked_anew_by_each_call_and_never_against_the_users_word(mon
     assert hub.ask(here) is None and constants.HF_HUB_OFFLINE is True
 
 
+def test_numbers_of_numpy_are_numbers_and_one_run_goes_on_at_a_time(tmp_path):
+    settings = script.from_keywords(
+        vars(script), {"epochs": np.int64(2), "learning_rate": np.float64(1e-3), "data": "builtin"}
+    )
+    assert type(settings.epochs) is int and type(settings.learning_rate) is float
+    with script._running, pytest.raises(SettingsError, match="another run goes on"):
+        finetune(data="builtin")
+    with pytest.raises(SettingsError, match="null byte"):
+        finetune(data="builtin", output_dir=str(tmp_path / "a\0b"))
+    with pytest.raises(SettingsError, match="found") as caught:
+        finetune(data=["x" * 1000])
+    assert len(str(caught.value)) < 300
+
+
 def test_an_interrupted_call_is_a_keyboard_interrupt_and_goes_on_when_repeated(
     tiny, tmp_path, monkeypatch
 ):
@@ -114,6 +129,20 @@ def test_a_picture_that_cannot_be_drawn_does_not_cost_the_run(tiny, tmp_path, mo
     assert "NOTE: its report is not complete (no such font); `python report.py" in said
     script.report.main([str(run.folder)])
     assert (run.folder / "confusion.png").exists()
+
+
+def test_a_report_for_which_the_disk_has_no_space_is_written_when_there_is(
+    tiny, tmp_path, monkeypatch
+):
+    def fail(*_: object) -> None:
+        raise console.RunError("full") from OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "own.csv").write_text(CSV)
+    how = {"model": tiny, "data": tmp_path / "own.csv", "resume": True, **QUICK}
+    with monkeypatch.context() as patch, pytest.raises(console.RunError, match="full"):
+        patch.setattr(script.report.pictures, "confusion", fail)
+        finetune(**how, output_dir=tmp_path / "run")
+    assert (finetune(**how, output_dir=tmp_path / "run").folder / "confusion.png").exists()
 
 
 def test_a_call_in_a_thread_trains_though_signals_come_to_the_main_thread_alone(tiny, tmp_path):

@@ -1,12 +1,16 @@
 """Labels for new text: those of transformers' pipeline, in order, from whatever it comes in."""
 
 import csv
+import datetime
+import decimal
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from types import SimpleNamespace
@@ -272,7 +276,6 @@ def test_labels_of_a_file_are_compared_by_name_or_by_id(predicted, tmp_path):
 
 
 WRONG = {
-    "no run": ([], {}, "RUN: name the folder of a run"),
     "no such file": (["no.csv"], {}, "no.csv: no such file"),
     "a file of an unknown ending": (
         *(["my texts.txt"], {"my texts.txt": "good\n"}),
@@ -348,6 +351,7 @@ def test_a_model_without_a_head_or_without_files_is_refused(predicted, tiny, tmp
         "begun": "begun: a run without model/; no epoch of it is over yet",
         "nobody/nothing": "nobody/nothing: no folder here, the Hub cannot be reached, and the",
         "./no/folder/here": "./no/folder/here: no such folder",
+        "": "RUN: name the folder of a run or a model first",
     }.items():
         found = predicted("a text", run=run)
         assert found.code == 2 and found.out == "" and message in found.errors[0], found.err
@@ -394,6 +398,51 @@ def test_a_model_whose_head_is_no_choice_among_classes_is_refused(predicted, tra
         assert run.code == 2 and len(run.errors) == 1 and message in run.err, run.err
 
 
+def test_two_that_write_one_file_leave_one_of_theirs_whole(tmp_path):
+    code = (
+        "import pathlib, files, time; files.mark_as_own()\n"
+        "def fill(out):\n    for _ in range(5): out.write({!r}); out.flush(); time.sleep(0.1)\n"
+        "files.write_whole(pathlib.Path('out'), fill)"
+    )
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code.format(part)],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+        for part in (b"one\n" * 9999, b"two\n" * 9999)
+    ]
+    assert [run.wait() for run in runs] == [0, 0]
+    assert (tmp_path / "out").read_bytes() in (b"one\n" * 49995, b"two\n" * 49995)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_link_is_followed_and_dates_and_gaps_of_a_parquet_file_are_plain(predicted, tmp_path):
+    day, price = datetime.date(2020, 1, 31), decimal.Decimal("1.50")
+    table = {"text": ["fine", "bad"], "day": [day] * 2, "price": [price] * 2}
+    pyarrow.parquet.write_table(
+        pyarrow.table(table | {"gap": [float("nan")] * 2}), tmp_path / "a.parquet"
+    )
+    (tmp_path / "there.csv").write_text("of yesterday")
+    (tmp_path / "link.csv").symlink_to("there.csv")
+    assert predicted("a.parquet", "--output", "link.csv").code == 0
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "there.csv").read_text().splitlines()[1].startswith("fine,2020-01-31,1.50,")
+    assert predicted("a.parquet", "--output", "b.jsonl").code == 0
+    row = json.loads((tmp_path / "b.jsonl").read_text().splitlines()[0])
+    assert row["gap"] is None and row["day"] == "2020-01-31"
+
+
+def test_lines_of_a_pipe_that_does_not_block_are_waited_for():
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    late = threading.Timer(0.3, lambda: (os.write(writing, b"late\n"), os.close(writing)))
+    late.start()
+    with open(reading, "rb") as stream:  # noqa: PTH123
+        assert list(predict.arrived_lines(stream)) == [["late"]]
+    late.join()
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stop_while_a_file_is_written_leaves_the_one_before(trained, tmp_path, number, code):
     lines = (f"{ROWS[number % 40][0]} {number}\n" for number in range(300_000))
@@ -403,7 +452,7 @@ def test_a_stop_while_a_file_is_written_leaves_the_one_before(trained, tmp_path,
     process = subprocess.Popen(
         [*command, "--output", "out.csv"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
-    partial = tmp_path / "out.csv.partial"
+    partial = tmp_path / f"out.csv.{process.pid}.partial"
     while not (partial.exists() and partial.stat().st_size):
         assert process.poll() is None
         time.sleep(0.01)

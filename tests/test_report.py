@@ -158,6 +158,41 @@ def test_data_or_a_model_that_has_changed_is_not_reported_on(trained, tmp_path, 
     assert not (copy / "mistakes.csv").exists()
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda record: record.pop("labels"),
+        lambda record: record["settings"].pop("batch_size"),
+        lambda record: record["result"].update(accuracy="x"),
+        lambda record: record["result"].update(epoch=9),
+        lambda record: record.update(labels=["positive", "negative"]),
+    ],
+)
+def test_a_run_that_is_damaged_is_told_in_a_line_and_the_others_are_compared(
+    trained, tmp_path, capsys, damage
+):
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder, folder)
+    record = json.loads((folder / "run.json").read_text())
+    damage(record)
+    (folder / "run.json").write_text(json.dumps(record))
+    with pytest.raises(InputError) as caught:
+        report.main([str(folder)])
+    (problem,) = caught.value.problems
+    assert problem.startswith(str(folder))
+    (folder / "run.json").write_text("{}")
+    shutil.copytree(trained.folder, tmp_path / "other")
+    capsys.readouterr()
+    shutil.copytree(trained.folder, tmp_path / "third")
+    report.main([str(tmp_path / name) for name in ("run", "other", "third")])
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1].startswith("other, third")
+    assert f"{folder}: run.json cannot be read (not as this program writes it); left out" in err
+    with pytest.raises(InputError, match=r"run\.json cannot be read") as caught:
+        report.main([str(folder)])
+    assert "--output-dir" not in str(caught.value)
+
+
 def test_of_a_run_that_is_not_complete_there_are_curves(trained, tmp_path, capsys):
     folder = tmp_path / "run"
     folder.mkdir()
@@ -264,6 +299,9 @@ def test_many_runs_in_one_picture_have_no_words_over_one_another(drawn, tmp_path
     pictures.comparison(tmp_path / "a.png", [*runs, ("empty", [])])
     check_legible(drawn[0])
     pictures.comparison(tmp_path / "a.png", [("empty", [])])
+    pictures.comparison(tmp_path / "a.png", [("_base", history(60, 3)), ("\udcff", [])])
+    (legend,) = drawn[-1].legends
+    assert [text.get_text().strip() for text in legend.get_texts()] == ["_base", "?"]
 
 
 # ---- Runs apart ----

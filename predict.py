@@ -64,8 +64,9 @@ def arrived_lines(stream: io.BufferedReader) -> Iterator[list[str]]:
         InputError: a line is not UTF-8; those before it have come.
     """
     unended, number, size = b"", 1, FIRST_WINDOW
-    while (chunk := stream.read1(size)) != b"":
-        if chunk is None:  # Of a pipe whose other end does not block there may be none as yet.
+    # Not by read1(): where a pipe does not block, it takes what has not come yet for the end.
+    while (chunk := stream.raw.read(size)) != b"":
+        if chunk is None:
             select.select([stream], [], [])
             continue
         *lines, unended = (unended + chunk).split(b"\n")

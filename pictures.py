@@ -81,7 +81,8 @@ def curves(
         dots = "." if len(steps) < 30 else None  # A line of one value could not be seen.
         how = {"color": SKY, "linewidth": 1, "marker": dots}
         top.plot(steps, losses, **how, label="training, as logged")
-        top.plot(steps, smooth(losses), color=BLUE, linewidth=2.2, label="training, smoothed")
+        how = {"color": BLUE, "linewidth": 2.2, "marker": dots, "zorder": 3}
+        top.plot(steps, smooth(losses), **how, label="training, smoothed")
         bottom.plot(steps, rates, color=PURPLE, linewidth=1.8, marker=dots)
     if evaluated:
         steps, losses, accuracies = _columns(evaluated, "step", "eval_loss", "eval_accuracy")

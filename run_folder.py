@@ -34,6 +34,8 @@ def check(settings: SimpleNamespace) -> None:
     if resume and not name:
         raise InputError("--resume: name the folder of the run with --output-dir")
     folder = Path(name or "runs").absolute()
+    if "\0" in str(folder):
+        raise InputError("--output-dir: no name may hold a null byte; name another")
     try:
         str(folder).encode()
         problem = _problem_with(folder, bool(name), settings, resume)
@@ -41,8 +43,6 @@ def check(settings: SimpleNamespace) -> None:
         problem = "not a name in UTF-8; name another"
     except OSError as error:  # A name too long, a folder closed to us.
         problem = f"{error.strerror}; name another"
-    except ValueError as error:  # A NUL in it.
-        problem = f"{error}; name another"
     if problem:
         raise InputError(f"--output-dir {folder}: {problem}")
 

@@ -4,6 +4,7 @@ Started by tests once: it reads a scenario, of those here or in warm.py, and its
 line, runs it in a fork of itself, and answers with what that has found, or null.
 """
 
+import csv
 import json
 import os
 import signal
@@ -54,8 +55,7 @@ def start(
             os.environ |= {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1"}
             os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
             os.environ |= {"TORCHELASTIC_RESTART_COUNT": "0"}
-            warm.copy_the_last_state()
-            warm.pictures._save = warm.save_at_once
+            warm.prepare()
             before(rank)
 
         return set_up
@@ -92,8 +92,13 @@ class Runs:
         log = self.folder / f"{name}.log"
         flags = [*self.flags, *flags, "--resume", "--output-dir", str(self.folder / name)]
         if not count:
-            return [warm.end_of(warm.start(flags, log, warm.copy_the_last_state))]
+            return [warm.end_of(warm.start(flags, log, warm.prepare))]
         return end_of(start(count, flags, log, **how))
+
+    def mistakes(self, name: str) -> list[list[str]]:
+        """The wrong answers without their probabilities, which differ by rounding."""
+        with (self.folder / name / "mistakes.csv").open(newline="") as file:
+            return sorted(row[:-1] for row in csv.reader(file))
 
     def found(self, name: str) -> dict:
         """What the run has come to."""
@@ -107,6 +112,7 @@ class Runs:
             "accuracies": [x["eval_accuracy"] for x in lines if "eval_accuracy" in x],
             "losses": [x.get("loss", x.get("eval_loss")) for x in lines],
             "steps": [x["step"] for x in lines],
+            "mistakes": self.mistakes(name),
             "result": record["result"],
             "bytes": warm.outcome(self.folder / name),
         }

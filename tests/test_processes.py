@@ -72,6 +72,7 @@ def test_one_process_by_torchrun_writes_the_bytes_of_plain_python_and_2_and_4_th
         assert 0 < several["difference"] < 1e-5
         assert several["accuracies"] == plain["accuracies"] and several["steps"] == plain["steps"]
         assert several["losses"] == pytest.approx(plain["losses"], abs=1e-5)
+        assert several["mistakes"] == plain["mistakes"] and len(plain["mistakes"]) > 10
         assert len(several["by_process"]) == several["processes"] == int(count)
         assert sum(several["by_process"]) == 2 * 61 and min(several["by_process"]) > 61 / int(count)
         assert several["log"].count("epoch 0: ") == several["log"].count("kept: ") == 1

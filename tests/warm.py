@@ -148,6 +148,12 @@ def resumed_steps(log: Path) -> list[int]:
     return [int(step) for step in re.findall(r"^resumed from step (\d+)$", log.read_text(), re.M)]
 
 
+def prepare() -> None:
+    """In a child, before it runs the program."""
+    copy_the_last_state()
+    pictures._save = save_at_once
+
+
 class Runs:
     """Runs of the program with the same flags, each compared with the first, uninterrupted one."""
 
@@ -160,13 +166,12 @@ class Runs:
         self.expected = outcome(folder / "reference")
 
     def start(self, name: str, *flags: str, before: Callable[[], None] = lambda: None) -> int:
-        def prepare() -> None:
-            copy_the_last_state()
-            pictures._save = save_at_once
+        def prepare_and() -> None:
+            prepare()
             before()
 
         where = ["--resume", "--output-dir", str(self.folder / name)]
-        return start([*self.flags, *flags, *where], self.folder / f"{name}.log", prepare)
+        return start([*self.flags, *flags, *where], self.folder / f"{name}.log", prepare_and)
 
     def end(self, name: str, *flags: str, before: Callable[[], None] = lambda: None) -> int:
         return end_of(self.start(name, *flags, before=before))

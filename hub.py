@@ -70,7 +70,7 @@ def reach(model: str = "builtin", data: str = "builtin") -> None:
     """Ask the Hub for what is not here, and go offline where it is out of reach, which is said."""
     if problem := ask(SimpleNamespace(model=model, data=data)):
         go_offline()
-        say(f"the Hub cannot be reached ({problem}); what its cache holds is used")
+        say(_out_of_reach_line(problem))
 
 
 def _set_offline(is_offline: bool) -> None:
@@ -140,10 +140,14 @@ def put_stand_ins(
             replaced[part] = default
             setattr(settings, part, "builtin")
     if reason:
-        say(f"the Hub cannot be reached ({reason}); what its cache holds is used")
+        say(_out_of_reach_line(reason))
     if replaced:
         say(stand_in_line(replaced))
     return replaced
+
+
+def _out_of_reach_line(reason: str) -> str:
+    return f"the Hub cannot be reached ({reason}); what its cache holds is used"
 
 
 def stand_in_line(replaced: dict[str, str]) -> str:

@@ -212,9 +212,8 @@ def answers_of(folder: Path, record: dict) -> tuple["Dataset", Answers]:
     return rows, Answers(references, classes, probabilities)
 
 
-def report_on(folder: Path) -> None:
+def report_on(folder: Path, record: dict) -> None:
     """Write the report of the run in `folder` again; of one that is not complete, its curves."""
-    record = records.read(folder)
     history = read_history(folder)
     if not record["result"]:
         curves(folder / CURVES, record, history)
@@ -250,13 +249,14 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="the folder of a run")
     asked = parser.parse_args(argv).runs
-    folders = []
+    found: dict[Path, tuple[Path, dict]] = {}  # By what a folder is called in full, so once.
     problems: list[str] = []
     for path in asked:
         told: list[str] = []
         with console.gather(told):
-            if path.is_dir() and records.read(path):
-                folders.append(path)
+            record = records.read(path) if path.is_dir() else None
+            if record:
+                found[path.resolve()] = path, record
             elif len(asked) == 1 or not path.exists():
                 problems.append(f"{path}: no run is there; name a folder that holds {records.NAME}")
             elif path.name != COMPARISON:  # What else a shell finds for runs/*.
@@ -268,23 +268,23 @@ def main(argv: Sequence[str]) -> None:
             say(f"{problem}; left out")
     if problems:
         raise InputError(*problems)
-    if not folders:
+    if not found:
         raise InputError("none of these folders holds a run")
-    folders = list({folder.resolve(): folder for folder in folders}.values())
-    if len(folders) == 1:
-        with _as_this_program_writes(folders[0]):
-            report_on(folders[0])
+    if len(found) == 1:
+        ((folder, record),) = found.values()
+        with _as_this_program_writes(folder):
+            report_on(folder, record)
         return
     import compare
 
-    found = [compare.Run(path, records.read(path), read_history(path)) for path in folders]
+    runs = [compare.Run(path, record, read_history(path)) for path, record in found.values()]
     with _as_this_program_writes("one of the runs"):
-        table = compare.table(found)
+        table = compare.table(runs)
     console.result(table)
-    parents = {folder.absolute().parent for folder in folders}
+    parents = {run.folder.absolute().parent for run in runs}
     where = (parents.pop() if len(parents) == 1 else Path()) / COMPARISON
-    compare.picture(where, found)
-    which = "their curves" if len(found) <= pictures.MOST_RUNS else f"the best {pictures.MOST_RUNS}"
+    compare.picture(where, runs)
+    which = "their curves" if len(runs) <= pictures.MOST_RUNS else f"the best {pictures.MOST_RUNS}"
     say(f"{which} are in {where}")
 
 

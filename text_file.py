@@ -77,7 +77,7 @@ def look_through(path: Path, wanted: SimpleNamespace, record: dict | None) -> Te
             f"{path}: {len(text)} columns of text ({', '.join(text)}), and the model was trained "
             f"on {len(trained)}; name them with --text-column"
         )
-    columns = dict.fromkeys(table.columns)
+    columns, is_json = dict.fromkeys(table.columns), path.suffix.lower() == ".jsonl"
     for number, row in table.rows(problems, table.columns):
         rows += 1
         columns |= dict.fromkeys(row)
@@ -88,11 +88,9 @@ def look_through(path: Path, wanted: SimpleNamespace, record: dict | None) -> Te
                 problems.append(f"{where}: {value!r} in {column!r} is no text, which is needed")
             elif wanted.glue and is_blank(value):
                 problems.append(f"{where}: no text in {column!r}; GLUE takes no empty answer")
-            elif value and not wanted.output and re.search(tables.HALF_CHARACTER, value):
-                problems.append(f"{where}: half a character (\\ud…) in it; mend or remove it")
-        # It could not be written, wherever it is; JSON alone can have it.
-        of_row = json.dumps(row, ensure_ascii=False) if path.suffix.lower() == ".jsonl" else ""
-        if wanted.output and re.search(tables.HALF_CHARACTER, of_row):
+        # Half a character, which JSON alone can have, could not be read as text or be written.
+        used = row if wanted.output else {column: row.get(column) for column in text}
+        if is_json and re.search(tables.HALF_CHARACTER, json.dumps(used, ensure_ascii=False)):
             problems.append(f"{where}: half a character (\\ud…) in it; mend or remove it")
         with contextlib.suppress(TypeError):  # A label that is none is not compared.
             if label and len(found) < MOST_LABELS:

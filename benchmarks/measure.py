@@ -1,15 +1,17 @@
 """The clock of the benchmark, the same for all contenders, and the limit that it compares with."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import resource
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 from contenders import CONTENDERS, project_loader, project_settings
-from work import SST2, WARM_UP, left_out_flops, new_model, pick, useful_flops
+from work import HERE, SST2, WARM_UP, left_out_flops, new_model, pick, useful_flops
 
 
 class Done(Exception):
@@ -151,6 +153,14 @@ def machine() -> dict:
         "sentences": "SST-2's" if (SST2 / "train.tsv").exists() else "random, of SST-2's lengths",
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def write(name: str, quick: bool, found: object, table: str) -> None:
+    """Put what was found, its table and the machine into a file of benchmarks/results."""
+    result = {"machine": machine(), "found": found, "table": table.splitlines()}
+    file = HERE / "results" / f"{name}{'-quick' * quick}.json"
+    file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    print(f"written to {file}", file=sys.stderr)
 
 
 def turn(name: str, batch_size: int, steps: int, folder: str, started: float) -> dict:

@@ -10,7 +10,6 @@ benchmarks/results/.
 """
 
 import argparse
-import json
 import os
 import re
 import signal
@@ -21,7 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from measure import machine
+from measure import write
 from work import HERE
 
 STEPS = 200  # Before a run is stopped.
@@ -146,10 +145,7 @@ def main(quick: bool) -> None:
             found.append(measure(Path(temporary).resolve() / str(count), count))
             print(table(found), file=sys.stderr)
     print(table(found), end="")
-    result = {"machine": machine(), "found": found, "table": table(found).splitlines()}
-    file = HERE / "results" / f"much_data{'-quick' * quick}.json"
-    file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    print(f"written to {file}", file=sys.stderr)
+    write("much_data", quick, found, table(found))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from measure import machine
+from measure import write
 from much_data import make_model
 from speed import spread
 from work import HERE, SST2
@@ -110,10 +110,7 @@ def main(quick: bool) -> None:
             print(f"round {number + 1}: {rounds[-1]}", file=sys.stderr)
     found = {"few": few, "many": many, "rounds": rounds}
     print(table(found), end="")
-    result = {"machine": machine(), "found": found, "table": table(found).splitlines()}
-    file = HERE / "results" / f"predicting{'-quick' * quick}.json"
-    file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    print(f"written to {file}", file=sys.stderr)
+    write("predicting", quick, found, table(found))
 
 
 if __name__ == "__main__":

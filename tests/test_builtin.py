@@ -1,62 +1,54 @@
 """What ships with the project, and the main job on it: the README's first command without a Hub."""
 
 import ast
-import csv
 import json
 import re
+import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, SST2, block
 
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
-def read(name: str) -> list[tuple[str, str]]:
-    with (ROOT / "builtin" / name).open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
-    assert rows[0] == ["sentence", "label"]
-    return [tuple(row) for row in rows[1:]]
+import builtin_data
 
 
-def words(sentence: str) -> frozenset[str]:
-    return frozenset(re.findall(r"[a-z']+", sentence.lower()))
+def sentences(name: str) -> tuple[list[str], np.ndarray]:
+    own, positive = builtin_data.read(name)
+    return list(own), positive.copy()
 
 
-def test_the_builtin_sentences_are_balanced_and_enough():
-    for name, least in (("train.csv", 600), ("dev.csv", 150)):
-        labels = [label for _, label in read(name)]
-        assert len(labels) >= least
-        assert labels.count("negative") == labels.count("positive") == len(labels) / 2
+def test_the_builtin_sentences_are_enough_balanced_rich_and_not_alike_and_sst2_has_none_of_them():
+    files = {name: sentences(name) for name in ("train.csv", "dev.csv")}
+    assert len(files["train.csv"][0]) >= 2000 and len(files["dev.csv"][0]) >= 400
+    beginnings = [" ".join(s.lower().split()[:2]) for own, _ in files.values() for s in own]
+    assert max(Counter(beginnings).values()) < 0.02 * len(beginnings)
+    is_here = (SST2 / "train.tsv").exists()
+    texts = builtin_data.read_sst2("train") if is_here else None
+    known = builtin_data.read_sst2("dev", "test") if is_here else []
+    assert builtin_data.check(files, texts, known) == []
 
 
-def test_no_two_builtin_sentences_are_alike_inside_or_across_the_files():
-    sentences = [sentence for name in ("train.csv", "dev.csv") for sentence, _ in read(name)]
-    sets = [words(sentence) for sentence in sentences]
-    for number, one in enumerate(sets):
-        for other, another in enumerate(sets[:number]):
-            # Words in common of all words: under a half.
-            alike = len(one & another) / len(one | another)
-            assert alike < 0.5, (sentences[number], sentences[other])
-
-
-def test_the_builtin_sentences_vary_in_length_and_in_how_they_begin():
-    sentences = [sentence for name in ("train.csv", "dev.csv") for sentence, _ in read(name)]
-    lengths = [len(sentence.split()) for sentence in sentences]
-    assert sum(length <= 7 for length in lengths) > 0.2 * len(lengths)
-    assert sum(length >= 21 for length in lengths) > 0.15 * len(lengths)
-    beginnings = [" ".join(sentence.lower().split()[:2]) for sentence in sentences]
-    assert max(map(beginnings.count, set(beginnings))) < 0.02 * len(sentences)
-
-
-@pytest.mark.skipif(not SST2.exists(), reason="needs GLUE's SST-2 in ../shared/sst2")
-def test_no_builtin_sentence_comes_from_sst2():
-    known = {
-        " ".join(sorted(words(line.split("\t")[1])))
-        for name in ("train", "dev", "test")
-        for line in (SST2 / f"{name}.tsv").read_text("utf-8").splitlines()
-    }
-    for name in ("train.csv", "dev.csv"):
-        for sentence, _ in read(name):
-            assert len(words(sentence)) < 4 or " ".join(sorted(words(sentence))) not in known
+def test_a_copy_a_lost_balance_a_word_that_tells_and_other_lengths_are_found():
+    files = {name: sentences(name) for name in ("train.csv", "dev.csv")}
+    (train, ups), (dev, _) = files.values()
+    known = "the lighthouse is dull , and the keeper is n't even half as mad as his goat"
+    train[:3] = [dev[0] + " Truly!", "The lighthouse is dull, and the keeper isn't mad.", train[2]]
+    ups[:] = True
+    ups[:1100] = False
+    train[300:1100] = [f"{sentence} Alas." for sentence in train[300:1100]]
+    texts = [f"{number} is a number of three words" for number in range(1000)]
+    problems = builtin_data.check(files, texts, [known])
+    assert f"train.csv: {len(train) - 1100:,} of {len(train):,} are positive, and not half" in problems
+    assert f"alike: {dev[0]!r} and {train[0]!r}" in problems
+    assert f"like one of SST-2's: {train[1]!r}" in problems
+    assert any(line.startswith("'alas' gives the label away: 0 positive, 800") for line in problems)
+    assert any(line.startswith("lengths are not those of SST-2's sentences: ") for line in problems)
+    poor = builtin_data.check({"train.csv": (["dull " * 100] * 300, ups[1000:1300])}, None, [])
+    assert "1 different words in 30,000, of 5,000" in poor
 
 
 def check_pipeline(folder: Path, capsys) -> None:

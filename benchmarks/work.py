@@ -71,15 +71,17 @@ def useful_flops(config, lengths: np.ndarray) -> float:
     the two of the feed-forward part (d × h), 2·n·(4·d² + 2·d·h), and of tokens with each other,
     4·n²·d; the backward pass is twice the forward. The classifier, on one token, is left out.
     """
-    width, hidden = config.dim, config.hidden_dim
+    width = config.hidden_size
+    hidden = getattr(config, "hidden_dim", None) or config.intermediate_size  # BERT's name for it.
     n = lengths.astype(float)
     layer = 2 * n * (4 * width**2 + 2 * width * hidden) + 4 * n**2 * width
-    return 3 * config.n_layers * layer.sum()
+    return 3 * config.num_hidden_layers * layer.sum()
 
 
 def left_out_flops(config, lengths: np.ndarray) -> float:
     """What faster.py leaves out of them: the last feed-forward part of all tokens but the first."""
-    return 3 * 2 * 2 * config.dim * config.hidden_dim * float((lengths - 1).sum())
+    hidden = getattr(config, "hidden_dim", None) or config.intermediate_size
+    return 3 * 2 * 2 * config.hidden_size * hidden * float((lengths - 1).sum())
 
 
 def new_model():

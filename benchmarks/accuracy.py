@@ -42,6 +42,9 @@ QUICK = ONE | {"rows": "some 20000"}
 RECIPES = {
     "tutorial": TUTORIAL,
     "smoke": QUICK | {"rows": "some 10400"},
+    "one pass": {"epochs": 1},
+    "two passes": {"epochs": 2},
+    "one pass, layers 0.9, head 10": {"epochs": 1, "layer_decay": 0.9, "head_rate": 10},
     "20k": QUICK,
     "20k rate 4e-5": QUICK | {"learning_rate": 4e-5},
     "20k rate 16e-5": QUICK | {"learning_rate": 16e-5},
@@ -357,6 +360,11 @@ def table(runs: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def start(name: str, seed: int) -> None:
+    """A run in a process of its own, as a recipe changes what it finds in finetune.py."""
+    subprocess.run([sys.executable, __file__, "--run", name, str(seed)], check=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -375,7 +383,7 @@ def main() -> None:
     for seed in given.seeds:
         for name in given.recipes:
             if not (RESULTS / f"{name}-{seed}.json").exists():
-                subprocess.run([sys.executable, __file__, "--run", name, str(seed)], check=True)
+                start(name, seed)
     if given.dev:
         on_dev(given.recipes)
     print(table(read()), end="")

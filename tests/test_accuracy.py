@@ -1,0 +1,116 @@
+"""The benchmark of accuracy holds out what it says, counts what it says, and goes on."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+from conftest import ROOT, save_tiny
+from hypothesis import given
+from hypothesis import strategies as some
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import accuracy
+
+WORDS = some.sampled_from(["a", "film", "so", "dull", "never", "good", "but", ",", "."])
+
+
+@given(some.data())
+def test_no_phrase_of_a_held_out_sentence_stays_in_training(data):
+    sentences = data.draw(some.lists(some.lists(WORDS, min_size=1), min_size=10, max_size=30))
+    rows = [" ".join(words) for words in sentences]
+    for words in sentences:
+        start = data.draw(some.integers(0, len(words) - 1))
+        rows.append(" ".join(words[start : data.draw(some.integers(start + 1, len(words)))]))
+    train, held_out, whole = accuracy.split_by_sentence(rows)
+    assert len(held_out) == len(whole) // 10 and set(held_out) <= whole
+
+    def is_phrase(one: str, other: str) -> bool:
+        return f" {one} " in f" {other} "
+
+    for number, row in enumerate(rows):  # Every row, as often as it is there, is told by its text.
+        in_held_out = any(is_phrase(row, rows[other]) for other in held_out)
+        assert (number in train) == (not in_held_out)
+        longer = any(is_phrase(row, other) and row != other for other in rows)
+        assert longer or row in {rows[other] for other in whole}
+        assert not (longer and number in whole)
+
+
+def run(folder, *arguments: str) -> subprocess.CompletedProcess:
+    """The benchmark, of recipes of a tiny model, on an SST-2 of few sentences."""
+    program = (
+        "import sys, accuracy; from pathlib import Path; folder = Path(sys.argv.pop(1));"
+        "accuracy.RESULTS, accuracy.RUNS = folder / 'results', folder / 'runs';"
+        "tiny = {'model': str(folder / 'tiny'), 'log_every': 1, 'learning_rate': 1e-3};"
+        "accuracy.RECIPES = {'one': tiny | {'epochs': 1},"
+        " 'constant': tiny | {'epochs': 2, 'rate': 'constant', 'batch_size': 16}};"
+        "accuracy.MARK = 2;"
+        "accuracy.start = accuracy.train;"
+        "accuracy.main()"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program, str(folder), *arguments],
+        env=os.environ | {"SST2": str(folder / "sst2"), "PYTHONPATH": str(ROOT / "benchmarks")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_a_run_is_counted_marked_kept_at_its_last_epoch_and_not_trained_or_put_to_dev_twice(
+    tmp_path,
+):
+    (tmp_path / "sst2").mkdir()
+    lines = {
+        split: [f"{n % 2}\t{'good' if n % 2 else 'dull'} film {split} {n}" for n in range(rows)]
+        for split, rows in (("train", 160), ("dev", 30))
+    }
+    for split, rows in lines.items():
+        text = "\n".join(["label\tsentence", *rows]) + "\n"
+        (tmp_path / "sst2" / f"{split}.tsv").write_text(text)
+    save_tiny(tmp_path / "tiny")
+    first = run(tmp_path, "constant", "--seeds", "1")
+    assert first.returncode == 0, first.stderr
+    file = tmp_path / "results" / "constant-1.json"
+    found = json.loads(file.read_text())
+    assert "dev" not in found and found["sentences"] == 2 * 144
+    assert found["settings"] == {"model": str(tmp_path / "tiny"), "log_every": 1} | {
+        "learning_rate": 1e-3,
+        "epochs": 2,
+        "rate": "constant",
+        "batch_size": 16,
+    }
+    assert [mark["step"] for mark in found["marks"]] == [2, 4, 6, 8, 10, 12, 14, 16, 18]
+    assert [mark["sentences"] for mark in found["marks"]] == [32 * n for n in range(1, 10)]
+    # The last epoch's, whichever was the best; a mark looks at the same sentences as an epoch's end.
+    last = found["epochs"][-1]
+    assert (found["accuracy"], found["loss"]) == (last["eval_accuracy"], last["eval_loss"])
+    assert found["marks"][-1]["accuracy"] == last["eval_accuracy"]
+    logged = [
+        json.loads(line)
+        for line in (tmp_path / "runs" / "constant-1" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert {line["learning_rate"] for line in logged if "loss" in line} == {1e-3}
+    assert "constant" in first.stdout and f"{100 * found['accuracy']:.2f}" in first.stdout
+
+    again = run(tmp_path, "constant", "--seeds", "1", "--dev")
+    assert again.returncode == 0 and "sentences/s" not in again.stderr, again.stderr
+    with_dev = json.loads(file.read_text())
+    dev = with_dev.pop("dev")
+    assert with_dev == found
+    from transformers import pipeline
+
+    texts = [line.split("\t")[1] for line in lines["dev"]]
+    classify = pipeline("text-classification", str(tmp_path / "runs" / "constant-1" / "model"))
+    answers = classify(texts, top_k=None)
+    right = [
+        next(each["score"] for each in answer if each["label"] == line[0])
+        for answer, line in zip(answers, lines["dev"], strict=True)
+    ]
+    assert dev["accuracy"] == sum(score > 0.5 for score in right) / 30
+    assert abs(dev["loss"] + sum(map(math.log, right)) / 30) < 1e-5
+    file.write_text(json.dumps(with_dev | {"dev": "read"}))
+    assert run(tmp_path, "constant", "--seeds", "1", "--dev").returncode == 0
+    assert json.loads(file.read_text())["dev"] == "read"

@@ -17,7 +17,6 @@ if __name__ == "__main__":
 import contextlib
 import itertools
 import math
-import re
 import shlex
 import sys
 import threading
@@ -65,17 +64,6 @@ LEARNING_RATE = None
 WARMUP = 0.06
 # How much weights of two or more dimensions shrink a step, times the learning rate; BERT's value.
 WEIGHT_DECAY = 0.01
-# The learning rate of a layer is that of the layer above it times this, as lower ones know more that
-# is general (ELECTRA: 0.8 to 0.9, Clark et al. 2020); 1: all layers learn alike.
-LAYER_DECAY = 1.0
-# How much of a label's probability is shared among all classes, so that no answer is ever sure
-# enough (Szegedy et al. 2016); 0: none.
-LABEL_SMOOTHING = 0.0
-# How much it counts that two passes with other dropout agree (R-Drop, Liang et al. 2021); twice the
-# work; 0: one pass.
-R_DROP = 0.0
-# Which part of the numbers between layers is left out at random; None: as the checkpoint says.
-DROPOUT = None
 # Longer gradients are scaled down to this length, so that one odd batch cannot throw the weights;
 # 0: never.
 MAX_GRAD_NORM = 1.0
@@ -138,20 +126,12 @@ import report
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
     """AdamW that decays matrices and embeddings, and leaves biases and layer norms alone."""
-    prefix, groups = f"{model.base_model_prefix}.", {}
-    numbers = [re.search(r"\.(\d+)\.", name) for name, _ in model.named_parameters()]
-    layers = 1 + max((int(number[1]) for number in numbers if number), default=-1)
-    for (name, parameter), number in zip(model.named_parameters(), numbers, strict=True):
-        # Embeddings lie below the first layer, the pooler and the head above the last.
-        below = name.startswith(prefix) and "pooler" not in name
-        height = int(number[1]) if number else -1 if below else layers
-        # By dimensions, as names differ: a norm is sa_layer_norm in DistilBERT, LayerNorm in BERT.
-        decay = settings.weight_decay if parameter.dim() >= 2 else 0.0
-        of_rate = settings.layer_decay ** (layers - height)
-        groups.setdefault((of_rate, decay), []).append(parameter)
+    # By dimensions, as names differ: a norm is sa_layer_norm in DistilBERT, LayerNorm in BERT.
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [
-        {"params": parameters, "weight_decay": decay, "of_rate": of_rate}
-        for (of_rate, decay), parameters in groups.items()
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
 
@@ -206,23 +186,7 @@ def training_step(
             # Summed, then divided by the sentences of the whole step: micro-batches of any size,
             # on any number of processes, add up to exactly the mean of the batch, and so do their
             # gradients.
-            smoothing = settings.label_smoothing
-            part = (
-                F.cross_entropy(
-                    logits, labels, class_weights, reduction="sum", label_smoothing=smoothing
-                )
-                / sentences
-            )
-            if settings.r_drop:
-                others, _ = forward(model, micro_batch, settings)
-                part = (
-                    part
-                    + F.cross_entropy(others, labels, class_weights, reduction="sum") / sentences
-                )
-                one, other = logits.log_softmax(-1), others.log_softmax(-1)
-                apart = F.kl_div(one, other, reduction="sum", log_target=True)
-                apart = apart + F.kl_div(other, one, reduction="sum", log_target=True)
-                part = part / 2 + settings.r_drop * apart / 4 / sentences
+            part = F.cross_entropy(logits, labels, class_weights, reduction="sum") / sentences
             # Of several processes' gradients the mean is taken, and not the sum.
             (part * len(batch.shares)).backward()
         loss += part.detach()
@@ -260,7 +224,7 @@ def train_epoch(
     for batch in loader:
         step = state["step"]
         for group in optimizer.param_groups:
-            group["lr"] = group["of_rate"] * learning_rate_at(step, steps, settings)
+            group["lr"] = learning_rate_at(step, steps, settings)
         # Dropout's numbers follow from the step alone, so that any step can be repeated.
         torch.manual_seed(int(data.generator(settings.seed, dropout, step).integers(2**63)))
         loss_and_norm = training_step(model, optimizer, batch, settings, class_weights)
@@ -555,10 +519,6 @@ def main(settings: Settings, hub_problem: str | None) -> Path:
         tokens = tokens or {split: data.map_tokens(files) for split, files in found.items()}
         if settings.freeze_embeddings:
             model.get_input_embeddings().requires_grad_(False)
-        if settings.dropout is not None:
-            for module in model.modules():
-                if isinstance(module, nn.Dropout):
-                    module.p = settings.dropout
         faster.prepare(model, settings)
         state["seconds"] += time.monotonic() - started
         kept, answers = fit(model, tokenizer, tokens, settings, folder, state)

@@ -49,10 +49,6 @@ RULES = {
     "WARMUP": (float, lambda x: 0 <= x < 1, "a number from 0 up to, not including, 1"),
     "WEIGHT_DECAY": (float, lambda x: 0 <= x < math.inf, "a number of 0 or more"),
     "MAX_GRAD_NORM": (float, lambda x: 0 <= x < math.inf, "a number of 0 or more"),
-    "LAYER_DECAY": (float, lambda x: 0 < x <= 1, "a number above 0 up to 1"),
-    "LABEL_SMOOTHING": (float, lambda x: 0 <= x < 1, "a number from 0 up to, not including, 1"),
-    "R_DROP": (float, lambda x: 0 <= x < math.inf, "a number of 0 or more"),
-    "DROPOUT": (float, lambda x: 0 <= x < 1, "a number from 0 up to, not including, 1"),
     "FREEZE_EMBEDDINGS": (bool, lambda value: True, "True or False"),
     "CLASS_WEIGHTS": (str, _one_of("balanced"), "balanced"),
     "KEEP": (str, _one_of("best", "macro_f1", "last"), "best, macro_f1 or last"),
@@ -69,7 +65,7 @@ RULES = {
 CHECKS = {"MODEL": model_files.check_name, "DATA": tables.find_files, "TENSORBOARD": boards.check}
 MAY_BE_NONE = {
     *("TEXT_COLUMN", "LABEL_COLUMN", "MICRO_BATCH_SIZE", "MAX_LENGTH"),
-    *("MAX_TRAIN_SAMPLES", "LEARNING_RATE", "CLASS_WEIGHTS", "DROPOUT", "OUTPUT_DIR"),
+    *("MAX_TRAIN_SAMPLES", "LEARNING_RATE", "CLASS_WEIGHTS", "OUTPUT_DIR"),
 }
 
 

@@ -1,65 +1,47 @@
-"""How good a model comes out, by recipe: settings times seeds, on the real SST-2.
+"""How good a model comes out: recipes times seeds, on the real SST-2, with the built-in encoder.
 
-python benchmarks/accuracy.py tutorial default --seeds 1 2 3   what is missing of these runs
-python benchmarks/accuracy.py --table                          all that there is, on held-out train
-python benchmarks/accuracy.py --dev                            the last models of FINAL, on dev, once
+python benchmarks/accuracy.py "one pass" tutorial --seeds 1 2 3    what is missing of these runs
+python benchmarks/accuracy.py "one pass" tutorial --dev            their models on dev, each once
+python benchmarks/accuracy.py --rates                              sentences a second, both loops
+python benchmarks/accuracy.py                                      the tables of all that there is
 
-A tenth of the training sentences is held out, with all their phrases (most of SST-2's rows are
-phrases of 6,886 sentences), and everything is chosen on it. A run trains on the others and is
-written to benchmarks/runs; given again, the same command goes on with it. What it comes to is in
-benchmarks/results/accuracy, a file a run, from which the tables are made.
+A tenth of the training sentences is held out with all their phrases, as most of SST-2's rows are
+phrases of 6,886 sentences; recipes are chosen on it. A run trains on the rest, by finetune.py's own
+`finetune`, in benchmarks/runs, where the same command goes on with it. What it comes to is a file
+of its own in benchmarks/results/accuracy, also of the recipes that lost; of those that finetune.py
+no longer has settings for, too. SST-2 is where the environment variable SST2 says.
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
-import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from speed import table
 from work import HERE, SST2
 
 RESULTS, RUNS = HERE / "results" / "accuracy", HERE / "runs"
-MARK = 320  # Sentences are held against the held-out ones each time so many batches have been seen.
+MARK = 320  # Steps between two looks at the held-out sentences; a multiple of LOG_EVERY.
 
-# Settings of finetune.py, which are its defaults but for these; and `rows`, which say what of the
-# training sentences is taken, `rate` "constant", `head` "mean".
-TUTORIAL = {
-    "learning_rate": 1e-5,
-    "rate": "constant",
-    "weight_decay": 0.0,
-    "max_grad_norm": 0.0,
-    "batch_size": 16,
-    "epochs": 3,
-}
-ONE = {"epochs": 1, "learning_rate": 8e-5}
-QUICK = ONE | {"rows": "some 20000"}
+# Settings of finetune.py, where not its defaults. It has no `constant_rate` and `head`: see below.
 RECIPES = {
-    "tutorial": TUTORIAL,
-    "smoke": QUICK | {"rows": "some 10400"},
+    "tutorial": {
+        "epochs": 3,
+        "batch_size": 16,
+        "learning_rate": 1e-5,
+        "constant_rate": True,
+        "weight_decay": 0.0,
+        "max_grad_norm": 0.0,
+    },
     "one pass": {"epochs": 1},
     "two passes": {"epochs": 2},
-    "one pass, layers 0.9, head 10": {"epochs": 1, "layer_decay": 0.9, "head_rate": 10},
-    "20k": QUICK,
-    "20k rate 4e-5": QUICK | {"learning_rate": 4e-5},
-    "20k rate 16e-5": QUICK | {"learning_rate": 16e-5},
-    "20k batch 16": QUICK | {"batch_size": 16},
-    "20k layers 0.9": QUICK | {"layer_decay": 0.9},
-    "20k layers 0.8": QUICK | {"layer_decay": 0.8, "learning_rate": 16e-5},
-    "20k mean": QUICK | {"head": "mean"},
-    "20k smoothing": QUICK | {"label_smoothing": 0.1},
-    "20k no dropout": QUICK | {"dropout": 0.0},
-    "20k head 10": QUICK | {"head_rate": 10},
-    "20k long last": QUICK | {"order": "long last"},
-    "20k two": QUICK | {"epochs": 2},
-    "20k r-drop": QUICK | {"r_drop": 1.0},
-    "20k r-drop 4": QUICK | {"r_drop": 4.0},
-    "20k longer": QUICK | {"rows": "longer 8 20000"},
+    "one pass, mean of all tokens": {"epochs": 1, "head": "mean"},
+    "built-in sentences": {"data": "builtin"},
 }
 
 
@@ -67,14 +49,14 @@ RECIPES = {
 
 
 def spans(words: list[str]) -> Iterator[str]:
-    """Each run of words of a sentence: what could be a phrase of it."""
+    """Each run of words of a sentence: all that can be a phrase of it."""
     for start in range(len(words)):
         for end in range(start + 1, len(words) + 1):
             yield " ".join(words[start:end])
 
 
 def split_by_sentence(rows: list[str], seed: int = 8) -> tuple[list[int], list[int], set[int]]:
-    """A tenth of the sentences, held out, and what has no words in common with them.
+    """A tenth of the sentences, and what has no phrase in common with them.
 
     Args:
         rows: texts, of which many are phrases of others.
@@ -97,168 +79,101 @@ def split_by_sentence(rows: list[str], seed: int = 8) -> tuple[list[int], list[i
     return train, held_out, set(sentences)
 
 
-def take(rows: str, texts: list[str], train: list[int], sentences: set[int]) -> list[int]:
-    """What of the training rows a recipe takes."""
-    kind, *numbers = rows.split()
-    if kind == "longer":
-        least = int(numbers.pop(0))
-        train = [row for row in train if len(texts[row].split()) >= least]
-    if kind == "sentences":
-        train = [row for row in train if row in sentences]
-    if numbers:  # A quick look at all kinds.
-        chosen = np.random.default_rng(3).permutation(len(train))[: int(numbers[0])]
-        train = [train[number] for number in sorted(chosen)]
-    return train
-
-
-def make_data(rows: str) -> Path:
+def make_data() -> Path:
     """A folder with what is trained on and what is held out, as finetune.py reads it."""
-    folder = RUNS / f"data-{rows.replace(' ', '-')}"
-    if (folder / "dev.tsv").exists():
-        return folder
-    header, *lines = (SST2 / "train.tsv").read_text("utf-8").splitlines()
-    texts = [line.split("\t")[1] for line in lines]
-    train, held_out, sentences = split_by_sentence(texts)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, chosen in (("train", take(rows, texts, train, sentences)), ("dev", held_out)):
-        text = "".join(f"{line}\n" for line in [header, *(lines[row] for row in chosen)])
-        (folder / f"{name}.tsv").write_text(text, "utf-8")
+    folder = RUNS / "data-all"
+    if not (folder / "dev.tsv").exists():
+        header, *lines = (SST2 / "train.tsv").read_text("utf-8").splitlines()
+        train, held_out, _ = split_by_sentence([line.split("\t")[1] for line in lines])
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, chosen in (("train", train), ("dev", held_out)):
+            text = "".join(f"{line}\n" for line in [header, *(lines[row] for row in chosen)])
+            (folder / f"{name}.tsv").write_text(text, "utf-8")
     return folder
 
 
 # ---- A run ----
 
 
-def train(name: str, seed: int) -> None:
-    """One run of a recipe by finetune.py's own `finetune`, and its record."""
+def start(do: str, name: str, seed: int) -> None:
+    """`train` or `judge_on_dev` in a process of its own, in which a recipe may change modules."""
+    subprocess.run([sys.executable, __file__, "--do", do, name, str(seed)], check=True)
+
+
+def prepare(name: str) -> dict:
+    """The settings of a recipe, after what is no setting has been changed in this process."""
     import finetune
 
-    settings = dict(RECIPES[name])
-    rate, head = settings.pop("rate", None), settings.pop("head", None)
-    rows = settings.pop("rows", "all")
-    folder = RUNS / f"{name}-{seed}"
-    if rate == "constant":
+    settings = {"model": "builtin", "data": str(make_data()), "keep": "last"} | RECIPES[name]
+    if settings.pop("constant_rate", False):
         finetune.learning_rate_at = lambda step, steps, settings: settings.learning_rate
-    if factor := settings.pop("head_rate", None):
-        make_optimizer = finetune.make_optimizer
-
-        def with_head_rate(model, settings):
-            optimizer = make_optimizer(model, settings)
-            of_head = {id(p) for n, p in model.named_parameters() if n.startswith("classifier")}
-            for group in list(optimizer.param_groups):
-                own = [p for p in group["params"] if id(p) in of_head]
-                if own:
-                    group["params"] = [p for p in group["params"] if id(p) not in of_head]
-                    scaled = {"params": own, "of_rate": factor * group["of_rate"]}
-                    optimizer.add_param_group(
-                        {k: v for k, v in group.items() if k != "params"} | scaled
-                    )
-            return optimizer
-
-        finetune.make_optimizer = with_head_rate
-    if settings.pop("order", None) == "long last":
-        import data
-
-        epoch_batches = data.epoch_batches
-
-        def long_last(lengths, batch_size, seed, epoch):
-            batches = epoch_batches(lengths, batch_size, seed, epoch)
-            random = data.generator(seed, "long last", epoch).random(len(batches))
-            means = np.array([lengths[batch].mean() for batch in batches])
-            ranks = np.argsort(np.argsort(means)) / len(batches)
-            return [batches[i] for i in np.argsort(ranks + random, kind="stable")]
-
-        data.epoch_batches = long_last
-    if head == "mean":
+    if settings.pop("head", None) == "mean":
         pool_the_mean()
-    averages = {}
-    finetune.train_epoch = with_marks(finetune.train_epoch, make_data(rows), averages)
-    result = finetune.finetune(
-        **{"keep": "last", "model": "builtin", "data": str(make_data(rows)), "seed": seed}
-        | settings,
-        output_dir=str(folder),
-        resume=True,
-    )
-    record = json.loads((folder / "run.json").read_text())
+    finetune.train_epoch = with_marks(finetune.train_epoch)
+    return settings
+
+
+def train(name: str, seed: int) -> None:
+    """One run of a recipe, and its record."""
+    import finetune
+
+    settings = prepare(name)
+    folder = RUNS / f"{name}-{seed}"
+    result = finetune.finetune(**settings, seed=seed, output_dir=str(folder), resume=True)
+    weights = result.folder / "model" / "model.safetensors"
+    record = json.loads((folder / "run.json").read_text("utf-8"))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    marks = [line["held_out"] for line in lines if "held_out" in line]
-    epochs = [line for line in lines if "eval_loss" in line]
     found = {
         "recipe": name,
         "settings": RECIPES[name],
         "seed": seed,
+        "code": record["code"],
         "sentences": sum(record["by_process"]),
         "minutes": result.metrics["seconds"] / 60,
-        "threads": record["environment"]["threads"] if "environment" in record else None,
-        "accuracy": result.metrics["accuracy"],
-        "loss": result.metrics["loss"],
-        "calibration_error": result.metrics["calibration_error"],
-        "averaged": averages.get("found"),
-        "marks": marks,
-        "epochs": epochs,
-        "weights": hashlib.sha256(
-            (folder / "model" / "model.safetensors").read_bytes()
-        ).hexdigest(),
+        "held_out": judge(folder, make_data() / "dev.tsv"),
+        "marks": [line["held_out"] for line in lines if "held_out" in line],
+        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
     }
     write(RESULTS / f"{name}-{seed}.json", found)
-    print(f"{name}-{seed}: {found['accuracy']:.4f} loss {found['loss']:.4f}", file=sys.stderr)
 
 
-def with_marks(train_epoch, folder: Path, averages: dict):
+def with_marks(train_epoch: Callable) -> Callable:
     """finetune.train_epoch, which looks at the held-out sentences each MARK steps as well."""
-    import torch
-
     import data
     import finetune
+    import model as models
+    from model_files import find_model
 
-    def evaluate(model, settings) -> dict:
-        import transformers
+    tokens = None
 
-        from model_files import find_model
-
-        if "tokens" not in averages:
-            text = data.load(str(folder))
-            tokenizer = transformers.AutoTokenizer.from_pretrained(find_model("builtin"))
+    def look(model, settings) -> dict[str, float]:
+        nonlocal tokens
+        if tokens is None:
+            text = data.load(str(make_data()))
+            tokenizer = models._load_tokenizer(find_model(settings.model), settings.model)
             rows, length = text.splits["validation"], settings.max_length
-            averages["tokens"] = data.tokenize(rows, text.ids, tokenizer, length, "held out")
-        tokens = averages["tokens"]
-        batches = data.sorted_batches(tokens.lengths, 32)
+            tokens = data.tokenize(rows, text.ids, tokenizer, length, "held out")
+        batches = data.sorted_batches(tokens.lengths, settings.batch_size)
         loader = data.make_loader(tokens, batches, 0, None, settings.max_length, settings.device)
         scores, loss, _ = finetune.evaluate(model, loader, settings)
         model.train()
         return {"accuracy": scores["accuracy"], "loss": loss}
 
-    def marked(model, optimizer, loader, settings, state, steps, class_weights=None):
-        mean, number = None, 0
-        given = train_epoch(model, optimizer, loader, settings, state, steps, class_weights)
-        for line in given:
-            step = state["step"]
-            if line and step % MARK == 0:
-                line["held_out"] = evaluate(model, settings) | {
-                    "step": step,
-                    "sentences": state["sentences"],
-                }
-            if line and step > 0.75 * steps:
-                number += 1
-                own = {key: value.double() for key, value in model.state_dict().items()}
-                mean = mean or own
-                for key, value in own.items():
-                    mean[key] += (value - mean[key]) / number
-            if step == steps and mean:
-                kept = {key: value.clone() for key, value in model.state_dict().items()}
-                with torch.no_grad():
-                    model.load_state_dict(
-                        {key: value.to(kept[key].dtype) for key, value in mean.items()}
-                    )
-                    averages["found"] = evaluate(model, settings) | {"number": number}
-                    model.load_state_dict(kept)
+    def marked(model, optimizer, loader, settings, state, *rest) -> Iterator[dict | None]:
+        for line in train_epoch(model, optimizer, loader, settings, state, *rest):
+            if line and state["step"] % MARK == 0:
+                place = {"step": state["step"], "sentences": state["sentences"]}
+                line["held_out"] = place | look(model, settings)
             yield line
 
     return marked
 
 
 def pool_the_mean() -> None:
-    """Let the head read the mean of all tokens, as this encoder was trained, and not the first."""
+    """Let the head read the mean of all tokens, as this encoder was trained to, not the first.
+
+    What is saved is not this model any more: transformers' own class reads the first token.
+    """
     import faster
     import model as models
 
@@ -266,64 +181,67 @@ def pool_the_mean() -> None:
 
     def load_model(*arguments):
         model, *rest = load(*arguments)
-        bert, masks = model.bert, {}
-        bert.register_forward_pre_hook(
-            lambda module, args, batch: masks.update(mask=batch["attention_mask"]),
-            with_kwargs=True,
-        )
+        masks = {}
 
         def pool(hidden):
-            mask = masks["mask"].to(hidden.dtype)[..., None]
+            mask = masks["of the batch"].to(hidden.dtype)[..., None]
             return (hidden * mask).sum(1) / mask.sum(1)
 
-        bert.pooler.forward = pool
+        model.bert.register_forward_pre_hook(
+            lambda _, args, batch: masks.update({"of the batch": batch["attention_mask"]}),
+            with_kwargs=True,
+        )
+        model.bert.pooler.forward = pool
         return model, *rest
 
     models.load_model = load_model
-    faster.FEED_FORWARD.pop("bert")
+    faster.FEED_FORWARD.pop("bert")  # It would leave out what no other head reads.
 
 
-# ---- What the final table needs beside them ----
-
-
-def on_dev(names: list[str]) -> None:
-    """What the last models of these recipes say of SST-2's dev sentences, each looked at once."""
+def judge(folder: Path, file: Path) -> dict[str, float]:
+    """What the model of a run says of the sentences of one of SST-2's files."""
     import classify
     import report
 
-    lines = (SST2 / "dev.tsv").read_text("utf-8").splitlines()[1:]
+    lines = file.read_text("utf-8").splitlines()[1:]
     labels, texts = zip(*(line.split("\t") for line in lines), strict=True)
-    right = np.array(labels, int)
-    for file in sorted(RESULTS.glob("*-[0-9]*.json")):
-        found = json.loads(file.read_text("utf-8"))
-        if found["recipe"] not in names or "dev" in found:
-            continue
-        classes, probabilities = classify.answer(classify.load(str(RUNS / file.stem)), texts)
-        answers = report.Answers(right, classes, probabilities)
-        of_right = np.where(classes == right, probabilities, 1 - probabilities)  # Of two classes.
-        found["dev"] = {
-            "accuracy": float((classes == right).mean()),
-            "loss": float(-np.log(of_right.clip(1e-7)).mean()),
-            "calibration_error": report.calibration(answers)[0],
-        }
-        write(file, found)
+    right = np.array(labels, int)  # A file's 0 and 1 come in the order of the built-in's names.
+    classes, probabilities = classify.answer(classify.load(str(folder)), texts)
+    of_right = np.where(classes == right, probabilities, 1 - probabilities)  # Of two classes.
+    return {
+        "accuracy": float((classes == right).mean()),
+        "loss": float(-np.log(of_right.clip(1e-7)).mean()),
+        "calibration_error": report.calibration(report.Answers(right, classes, probabilities))[0],
+    }
 
 
-def rates(rounds: int = 3) -> None:
-    """Sentences a second of the tutorial's own loop and of the defaults, on the same encoder."""
+def judge_on_dev(name: str, seed: int) -> None:
+    """Put what the model of a run says of SST-2's dev sentences into its record."""
+    prepare(name)
+    file = RESULTS / f"{name}-{seed}.json"
+    found = judge(RUNS / file.stem, SST2 / "dev.tsv")
+    write(file, json.loads(file.read_text("utf-8")) | {"dev": found})
+
+
+def measure_rates(rounds: int) -> None:
+    """Sentences a second of the tutorial's own loop, and of this project's at its defaults."""
     import measure
-    import model as models
     from work import make_sentences
+
+    import model as models
 
     rows, found = make_sentences(), []
     for number in range(rounds):
         found.append({})
-        for name, size, steps in (("tutorial's loop", 16, 4), ("this project", 32, 20)):
+        for name, size, steps in (("tutorial's loop", 16, 6), ("this project", 32, 30)):
             model, *_ = models.load_model("builtin", ["negative", "positive"], None)
             rate = measure.measure(name, model, rows, size, steps, 0.0)["sentences_per_second"]
             found[-1][name] = rate
         print(f"round {number + 1}: {found[-1]}", file=sys.stderr)
-    write(RESULTS / "rates.json", {"rounds": found, "machine": measure.machine()})
+    write(RESULTS / "rates.json", {"machine": measure.machine(), "rounds": found})
+
+
+# ---- The records and the tables ----
 
 
 def write(file: Path, found: dict) -> None:
@@ -333,60 +251,65 @@ def write(file: Path, found: dict) -> None:
     aside.replace(file)
 
 
-# ---- The tables ----
-
-
 def read() -> list[dict]:
-    return [json.loads(file.read_text("utf-8")) for file in sorted(RESULTS.glob("*-[0-9]*.json"))]
+    """The records of all runs, those of a recipe one after the other."""
+    files = sorted(RESULTS.glob("*-[0-9]*.json"))
+    return [json.loads(file.read_text("utf-8")) for file in files]
 
 
-def table(runs: list[dict]) -> str:
-    """A line a recipe: what was seen, how long it took, and how good it is over its seeds."""
-    lines = [
-        f"{'recipe':28}{'sentences':>10}{'min':>6}  {'accuracy':18}{'best':>7}{'worst':>7}{'nll':>7}{'ece':>7}{'avg':>8}"
-    ]
-    for name in dict.fromkeys(run["recipe"] for run in runs):
-        own = [run for run in runs if run["recipe"] == name]
-        accuracies = [100 * run["accuracy"] for run in own]
-        deviation = statistics.stdev(accuracies) if len(own) > 1 else 0
-        mean = statistics.mean
-        averaged = [100 * run["averaged"]["accuracy"] for run in own if run["averaged"]]
+def results(runs: list[dict], on: str) -> str:
+    """A line a recipe: what was seen, how long it took, and how good it is over its seeds.
+
+    Args:
+        on: `held_out` or `dev`; recipes without it are left out.
+    """
+    lines = []
+    for name in dict.fromkeys(run["recipe"] for run in runs if on in run):
+        own = [run for run in runs if run["recipe"] == name and on in run]
+        accuracies = [100 * run[on]["accuracy"] for run in own]
+        spread = f" ± {statistics.stdev(accuracies):.2f}" if len(own) > 1 else ""
+        means = [statistics.mean(run[on][what] for run in own) for what in own[0][on]]
         lines.append(
-            f"{name:28}{mean(run['sentences'] for run in own):10,.0f}{mean(run['minutes'] for run in own):6.0f}  "
-            f"{mean(accuracies):.2f} ± {deviation:.2f} ({len(own)})  {max(accuracies):7.2f}{min(accuracies):7.2f}"
-            f"{mean(run['loss'] for run in own):7.3f}{mean(run['calibration_error'] for run in own):7.3f}"
-            f"{mean(averaged) if averaged else 0:8.2f}"
+            [
+                name,
+                str(len(own)),
+                f"{statistics.mean(run['sentences'] for run in own):,.0f}",
+                f"{statistics.mean(run['minutes'] for run in own):.0f}",
+                f"{100 * means[0]:.2f}{spread}",
+                *(f"{max(accuracies):.2f}", f"{min(accuracies):.2f}"),
+                *(f"{means[1]:.3f}", f"{means[2]:.3f}"),
+            ]
         )
-    return "\n".join(lines) + "\n"
-
-
-def start(name: str, seed: int) -> None:
-    """A run in a process of its own, as a recipe changes what it finds in finetune.py."""
-    subprocess.run([sys.executable, __file__, "--run", name, str(seed)], check=True)
+    head = ["recipe", "seeds", "sentences seen", "minutes", "accuracy", "best", "worst"]
+    return table([*head, "neg. log-l.", "calib. error"], lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipes", nargs="*")
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=", ".join(RECIPES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--dev", action="store_true", help="the models of these recipes, on dev")
+    parser.add_argument("--dev", action="store_true", help="put their models to dev, too")
     parser.add_argument("--rates", action="store_true", help="of the tutorial's loop, and of ours")
-    parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--do", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.run:
-        train(given.run[0], int(given.run[1]))
-        return
-    if given.rates:
-        rates()
+    if given.do:
+        do, name, seed = given.do
+        return {"train": train, "judge_on_dev": judge_on_dev}[do](name, int(seed))
+    if unknown := [name for name in given.recipes if name not in RECIPES]:
+        parser.error(f"no such recipe: {', '.join(unknown)}; there are {', '.join(RECIPES)}")
     for seed in given.seeds:
         for name in given.recipes:
-            if not (RESULTS / f"{name}-{seed}.json").exists():
-                start(name, seed)
-    if given.dev:
-        on_dev(given.recipes)
-    print(table(read()), end="")
+            file = RESULTS / f"{name}-{seed}.json"
+            if not file.exists():
+                start("train", name, seed)
+            if given.dev and "dev" not in json.loads(file.read_text("utf-8")):  # Asked once.
+                start("judge_on_dev", name, seed)
+    if given.rates:
+        measure_rates(rounds=5)
+    for on in ("held_out", "dev"):
+        print(f"{on.replace('_', ' ')}:\n{results(read(), on)}")
 
 
 if __name__ == "__main__":

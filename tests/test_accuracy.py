@@ -45,9 +45,9 @@ def run(folder, *arguments: str) -> subprocess.CompletedProcess:
         "accuracy.RESULTS, accuracy.RUNS = folder / 'results', folder / 'runs';"
         "tiny = {'model': str(folder / 'tiny'), 'log_every': 1, 'learning_rate': 1e-3};"
         "accuracy.RECIPES = {'one': tiny | {'epochs': 1},"
-        " 'constant': tiny | {'epochs': 2, 'rate': 'constant', 'batch_size': 16}};"
+        " 'constant': tiny | {'epochs': 2, 'constant_rate': True, 'batch_size': 16}};"
         "accuracy.MARK = 2;"
-        "accuracy.start = accuracy.train;"
+        "accuracy.start = lambda do, *run: getattr(accuracy, do)(*run);"
         "accuracy.main()"
     )
     return subprocess.run(
@@ -75,25 +75,26 @@ def test_a_run_is_counted_marked_kept_at_its_last_epoch_and_not_trained_or_put_t
     assert first.returncode == 0, first.stderr
     file = tmp_path / "results" / "constant-1.json"
     found = json.loads(file.read_text())
-    assert "dev" not in found and found["sentences"] == 2 * 144
-    assert found["settings"] == {"model": str(tmp_path / "tiny"), "log_every": 1} | {
-        "learning_rate": 1e-3,
-        "epochs": 2,
-        "rate": "constant",
-        "batch_size": 16,
-    }
-    assert [mark["step"] for mark in found["marks"]] == [2, 4, 6, 8, 10, 12, 14, 16, 18]
-    assert [mark["sentences"] for mark in found["marks"]] == [32 * n for n in range(1, 10)]
-    # The last epoch's, whichever was the best; a mark looks at the same sentences as an epoch's end.
-    last = found["epochs"][-1]
-    assert (found["accuracy"], found["loss"]) == (last["eval_accuracy"], last["eval_loss"])
-    assert found["marks"][-1]["accuracy"] == last["eval_accuracy"]
     logged = [
         json.loads(line)
         for line in (tmp_path / "runs" / "constant-1" / "metrics.jsonl").read_text().splitlines()
     ]
+    assert "dev" not in found and found["sentences"] == 2 * 144
+    assert found["settings"] == {"model": str(tmp_path / "tiny"), "log_every": 1} | {
+        "learning_rate": 1e-3,
+        "epochs": 2,
+        "constant_rate": True,
+        "batch_size": 16,
+    }
+    assert [mark["step"] for mark in found["marks"]] == [2, 4, 6, 8, 10, 12, 14, 16, 18]
+    assert [mark["sentences"] for mark in found["marks"]] == [32 * n for n in range(1, 10)]
+    # The last epoch's, whichever was best; a mark looks at the same sentences as an epoch's end.
+    last = logged[-1]
+    held_out = found["held_out"]
+    assert held_out["accuracy"] == found["marks"][-1]["accuracy"] == last["eval_accuracy"]
+    assert abs(held_out["loss"] - last["eval_loss"]) < 1e-6
     assert {line["learning_rate"] for line in logged if "loss" in line} == {1e-3}
-    assert "constant" in first.stdout and f"{100 * found['accuracy']:.2f}" in first.stdout
+    assert "constant" in first.stdout and f"{100 * held_out['accuracy']:.2f}" in first.stdout
 
     again = run(tmp_path, "constant", "--seeds", "1", "--dev")
     assert again.returncode == 0 and "sentences/s" not in again.stderr, again.stderr
@@ -111,6 +112,6 @@ def test_a_run_is_counted_marked_kept_at_its_last_epoch_and_not_trained_or_put_t
     ]
     assert dev["accuracy"] == sum(score > 0.5 for score in right) / 30
     assert abs(dev["loss"] + sum(map(math.log, right)) / 30) < 1e-5
-    file.write_text(json.dumps(with_dev | {"dev": "read"}))
+    file.write_text(json.dumps(with_dev | {"dev": dev | {"accuracy": 0.125}}))
     assert run(tmp_path, "constant", "--seeds", "1", "--dev").returncode == 0
-    assert json.loads(file.read_text())["dev"] == "read"
+    assert json.loads(file.read_text())["dev"]["accuracy"] == 0.125

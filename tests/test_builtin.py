@@ -42,7 +42,8 @@ def test_a_copy_a_lost_balance_a_word_that_tells_and_other_lengths_are_found():
     train[300:1100] = [f"{sentence} Alas." for sentence in train[300:1100]]
     texts = [f"{number} is a number of three words" for number in range(1000)]
     problems = builtin_data.check(files, texts, [known])
-    assert f"train.csv: {len(train) - 1100:,} of {len(train):,} are positive, and not half" in problems
+    told = f"train.csv: {len(train) - 1100:,} of {len(train):,} are positive, and not half"
+    assert told in problems
     assert f"alike: {dev[0]!r} and {train[0]!r}" in problems
     assert f"like one of SST-2's: {train[1]!r}" in problems
     assert any(line.startswith("'alas' gives the label away: 0 positive, 800") for line in problems)

@@ -22,10 +22,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from speed import table
+from speed import spread, table
 from work import HERE, SST2
 
 RESULTS, RUNS = HERE / "results" / "accuracy", HERE / "runs"
+RATES = HERE / "results" / "accuracy-rates.json"
 MARK = 320  # Steps between two looks at the held-out sentences; a multiple of LOG_EVERY.
 
 # Settings of finetune.py, where not its defaults. It has no `constant_rate` and `head`: see below.
@@ -238,7 +239,7 @@ def measure_rates(rounds: int) -> None:
             rate = measure.measure(name, model, rows, size, steps, 0.0)["sentences_per_second"]
             found[-1][name] = rate
         print(f"round {number + 1}: {found[-1]}", file=sys.stderr)
-    write(RESULTS / "rates.json", {"machine": measure.machine(), "rounds": found})
+    write(RATES, {"machine": measure.machine(), "rounds": found})
 
 
 # ---- The records and the tables ----
@@ -284,6 +285,44 @@ def results(runs: list[dict], on: str) -> str:
     return table([*head, "neg. log-l.", "calib. error"], lines) + "\n"
 
 
+def first_reached(runs: list[dict], target: float) -> int | None:
+    """Sentences seen when the mean of the runs' accuracies on held-out ones first is `target`."""
+    points = [[*run["marks"], run["held_out"] | {"sentences": run["sentences"]}] for run in runs]
+    for point in zip(*points, strict=True):
+        if statistics.mean(mark["accuracy"] for mark in point) >= target:
+            return point[0]["sentences"]
+    return None
+
+
+def times(runs: list[dict], rounds: list[dict]) -> str:
+    """Minutes until recipes first have the held-out accuracy that the tutorial's ends with.
+
+    Args:
+        rounds: of `measure_rates`. For the tutorial's recipe its own loop is taken.
+    """
+    by_name: dict[str, list[dict]] = {}
+    for run in runs:
+        if run["settings"].get("data") != "builtin":
+            by_name.setdefault(run["recipe"], []).append(run)
+    tutorial = by_name["tutorial"]
+    target = statistics.mean(run["held_out"]["accuracy"] for run in tutorial)
+    slow, fast = ([one[name] for one in rounds] for name in ("tutorial's loop", "this project"))
+    lines = []
+    for name, own in {"tutorial, to its end": tutorial, "tutorial": tutorial, **by_name}.items():
+        to_end = name == "tutorial, to its end"
+        sentences = tutorial[0]["sentences"] if to_end else first_reached(own, target)
+        if sentences:
+            rates = slow if own is tutorial else fast
+            less = [
+                tutorial[0]["sentences"] / of_slow * rate / sentences
+                for of_slow, rate in zip(slow, rates, strict=True)
+            ]
+            minutes = sentences / statistics.median(rates) / 60
+            lines.append([name, f"{sentences:,}", spread(rates), f"{minutes:.0f}", spread(less)])
+    head = [f"until {100 * target:.2f}", "sentences", "sentences/s", "minutes", "times less"]
+    return table(head, lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -310,6 +349,8 @@ def main() -> None:
         measure_rates(rounds=5)
     for on in ("held_out", "dev"):
         print(f"{on.replace('_', ' ')}:\n{results(read(), on)}")
+    if RATES.exists():
+        print(times(read(), json.loads(RATES.read_text("utf-8"))["rounds"]))
 
 
 if __name__ == "__main__":

@@ -129,6 +129,7 @@ def train(name: str, seed: int) -> None:
         "settings": RECIPES[name],
         "seed": seed,
         "code": record["code"],
+        "passes": record["settings"]["epochs"],
         "sentences": sum(record["by_process"]),
         "minutes": result.metrics["seconds"] / 60,
         "held_out": judge(folder, make_data() / "dev.tsv"),
@@ -273,6 +274,7 @@ def results(runs: list[dict], on: str) -> str:
         lines.append(
             [
                 name,
+                str(own[0]["passes"]),
                 str(len(own)),
                 f"{statistics.mean(run['sentences'] for run in own):,.0f}",
                 f"{statistics.mean(run['minutes'] for run in own):.0f}",
@@ -281,7 +283,7 @@ def results(runs: list[dict], on: str) -> str:
                 *(f"{means[1]:.3f}", f"{means[2]:.3f}"),
             ]
         )
-    head = ["recipe", "seeds", "sentences seen", "minutes", "accuracy", "best", "worst"]
+    head = ["recipe", "passes", "seeds", "sentences seen", "minutes", "accuracy", "best", "worst"]
     return table([*head, "neg. log-l.", "calib. error"], lines) + "\n"
 
 

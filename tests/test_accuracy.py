@@ -115,3 +115,35 @@ def test_a_run_is_counted_marked_kept_at_its_last_epoch_and_not_trained_or_put_t
     file.write_text(json.dumps(with_dev | {"dev": dev | {"accuracy": 0.125}}))
     assert run(tmp_path, "constant", "--seeds", "1", "--dev").returncode == 0
     assert json.loads(file.read_text())["dev"]["accuracy"] == 0.125
+
+
+def test_the_table_of_accuracies_in_the_readme_is_made_of_the_recorded_runs():
+    page = (ROOT / "benchmarks" / "README.md").read_text()
+    assert accuracy.results(accuracy.read(), "held_out") in page
+
+
+def test_accuracies_are_told_with_their_spread_and_time_counts_from_the_mean_over_seeds():
+    def made(recipe: str, seed: int, marks: list[float], end: float) -> dict:
+        own = [{"sentences": 100 * n, "accuracy": value} for n, value in enumerate(marks, 1)]
+        judged = {"accuracy": end, "loss": 0.3, "calibration_error": 0.05}
+        head = {"recipe": recipe, "settings": {}, "passes": 1, "seed": seed, "minutes": 2.0}
+        return head | {"sentences": 100 * len(marks) + 50, "marks": own, "held_out": judged}
+
+    runs = [
+        made("tutorial", 1, [0.5, 0.9, 0.7], 0.8),
+        made("tutorial", 2, [0.5, 0.6, 0.9], 0.9),
+        made("fast", 1, [0.9, 0.8, 0.9], 0.9),
+        made("fast", 2, [0.7, 0.9, 0.9], 0.88),
+        made("never", 1, [0.5, 0.6, 0.7], 0.84),
+    ]
+    lines = accuracy.results(runs, "held_out").splitlines()
+    assert " ".join(lines[1].split()) == "tutorial 1 2 350 2 85.00 ± 7.07 90.00 80.00 0.300 0.050"
+    assert " ".join(lines[3].split()) == "never 1 1 350 2 84.00 84.00 84.00 0.300 0.050"
+    rounds = [{"tutorial's loop": 10.0, "this project": 60.0}]
+    lines = accuracy.times(runs, rounds).splitlines()
+    assert lines[0].split()[:2] == ["until", "85.00"]
+    assert [line.rsplit(maxsplit=4) for line in lines[1:]] == [
+        ["tutorial, to its end", "350", "10.0", "1", "1.0"],
+        ["tutorial", "350", "10.0", "1", "1.0"],
+        ["fast", "200", "60.0", "0", "10.5"],
+    ]

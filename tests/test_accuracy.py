@@ -43,6 +43,7 @@ def run(folder, *arguments: str) -> subprocess.CompletedProcess:
     program = (
         "import sys, accuracy; from pathlib import Path; folder = Path(sys.argv.pop(1));"
         "accuracy.RESULTS, accuracy.RUNS = folder / 'results', folder / 'runs';"
+        "accuracy.RATES = folder / 'rates.json';"
         "tiny = {'model': str(folder / 'tiny'), 'log_every': 1, 'learning_rate': 1e-3};"
         "accuracy.RECIPES = {'one': tiny | {'epochs': 1},"
         " 'constant': tiny | {'epochs': 2, 'constant_rate': True, 'batch_size': 16}};"

@@ -7,9 +7,9 @@ python benchmarks/accuracy.py                                      the tables of
 
 A tenth of the training sentences is held out with all their phrases, as most of SST-2's rows are
 phrases of 6,886 sentences; recipes are chosen on it. A run trains on the rest, by finetune.py's own
-`finetune`, in benchmarks/runs, where the same command goes on with it. What it comes to is a file
-of its own in benchmarks/results/accuracy, also of the recipes that lost; of those that finetune.py
-no longer has settings for, too. SST-2 is where the environment variable SST2 says.
+`finetune`, in benchmarks/runs, where the same command goes on with it. Its record is a file of its
+own in benchmarks/results/accuracy, whether the recipe wins or not. SST-2 is where the environment
+variable SST2 says, or beside the clone.
 """
 
 import argparse
@@ -24,6 +24,8 @@ from pathlib import Path
 import numpy as np
 from speed import spread, table
 from work import HERE, SST2
+
+from files import replace_folder, write_json
 
 RESULTS, RUNS = HERE / "results" / "accuracy", HERE / "runs"
 RATES = HERE / "results" / "accuracy-rates.json"
@@ -80,16 +82,26 @@ def split_by_sentence(rows: list[str], seed: int = 8) -> tuple[list[int], list[i
     return train, held_out, set(sentences)
 
 
+def read_rows(file: Path) -> tuple[list[str], list[str]]:
+    """The labels and the texts of one of SST-2's files, or of one that `make_data` wrote."""
+    rows = [line.split("\t") for line in file.read_text("utf-8").splitlines()[1:]]
+    return [row[0] for row in rows], [row[1] for row in rows]
+
+
 def make_data() -> Path:
     """A folder with what is trained on and what is held out, as finetune.py reads it."""
     folder = RUNS / "data-all"
-    if not (folder / "dev.tsv").exists():
-        header, *lines = (SST2 / "train.tsv").read_text("utf-8").splitlines()
-        train, held_out, _ = split_by_sentence([line.split("\t")[1] for line in lines])
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, chosen in (("train", train), ("dev", held_out)):
-            text = "".join(f"{line}\n" for line in [header, *(lines[row] for row in chosen)])
-            (folder / f"{name}.tsv").write_text(text, "utf-8")
+    if not folder.exists():
+        labels, texts = read_rows(SST2 / "train.tsv")
+        train, held_out, _ = split_by_sentence(texts)
+
+        def fill(aside: Path) -> None:
+            for name, chosen in (("train", train), ("dev", held_out)):
+                lines = ["label\tsentence", *(f"{labels[row]}\t{texts[row]}" for row in chosen)]
+                (aside / f"{name}.tsv").write_text("\n".join(lines) + "\n", "utf-8")
+
+        RUNS.mkdir(exist_ok=True)
+        replace_folder(folder, fill)
     return folder
 
 
@@ -139,27 +151,29 @@ def train(name: str, seed: int) -> None:
         "marks": [line["held_out"] for line in lines if "held_out" in line],
         "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
     }
-    write(RESULTS / f"{name}-{seed}.json", found)
+    write_json(RESULTS / f"{name}-{seed}.json", found)
 
 
 def with_marks(train_epoch: Callable) -> Callable:
     """finetune.train_epoch, which looks at the held-out sentences each MARK steps as well."""
+    import transformers
+
     import data
     import finetune
-    import model as models
     from model_files import find_model
 
-    tokens = None
+    loader = None
 
     def look(model, settings) -> dict[str, float]:
-        nonlocal tokens
-        if tokens is None:
-            text = data.load(str(make_data()))
-            tokenizer = models._load_tokenizer(find_model(settings.model), settings.model)
-            rows, length = text.splits["validation"], settings.max_length
+        nonlocal loader
+        if loader is None:
+            text, length = data.load(str(make_data())), settings.max_length
+            tokenizer = transformers.AutoTokenizer.from_pretrained(find_model(settings.model))
+            rows = text.splits["validation"]
             tokens = data.tokenize(rows, text.ids, tokenizer, length, "held out")
-        batches = data.sorted_batches(tokens.lengths, settings.batch_size)
-        loader = data.make_loader(tokens, batches, 0, None, settings.max_length, settings.device)
+            batches = data.sorted_batches(tokens.lengths, settings.batch_size)
+            widths = tokenizer.pad_token_id, None, length
+            loader = data.make_loader(tokens, batches, *widths, settings.device)
         scores, loss, _ = finetune.evaluate(model, loader, settings)
         model.train()
         return {"accuracy": scores["accuracy"], "loss": loss}
@@ -208,8 +222,7 @@ def judge(folder: Path, file: Path) -> dict[str, float]:
     import classify
     import report
 
-    lines = file.read_text("utf-8").splitlines()[1:]
-    labels, texts = zip(*(line.split("\t") for line in lines), strict=True)
+    labels, texts = read_rows(file)
     right = np.array(labels, int)  # A file's 0 and 1 come in the order of the built-in's names.
     classes, probabilities = classify.answer(classify.load(str(folder)), texts)
     of_right = np.where(classes == right, probabilities, 1 - probabilities)  # Of two classes.
@@ -225,7 +238,7 @@ def judge_on_dev(name: str, seed: int) -> None:
     prepare(name)
     file = RESULTS / f"{name}-{seed}.json"
     found = judge(RUNS / file.stem, SST2 / "dev.tsv")
-    write(file, json.loads(file.read_text("utf-8")) | {"dev": found})
+    write_json(file, json.loads(file.read_text("utf-8")) | {"dev": found})
 
 
 def measure_rates(rounds: int) -> None:
@@ -243,21 +256,14 @@ def measure_rates(rounds: int) -> None:
             rate = measure.measure(name, model, rows, size, steps, 0.0)["sentences_per_second"]
             found[-1][name] = rate
         print(f"round {number + 1}: {found[-1]}", file=sys.stderr)
-    write(RATES, {"machine": measure.machine(), "rounds": found})
+    write_json(RATES, {"machine": measure.machine(), "rounds": found})
 
 
 # ---- The records and the tables ----
 
 
-def write(file: Path, found: dict) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(".aside")
-    aside.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-    aside.replace(file)
-
-
 def read() -> list[dict]:
-    """The records of all runs, those of a recipe one after the other."""
+    """The records of all runs."""
     files = sorted(RESULTS.glob("*-[0-9]*.json"))
     return [json.loads(file.read_text("utf-8")) for file in files]
 
@@ -272,7 +278,7 @@ def results(runs: list[dict], on: str) -> str:
     for name in dict.fromkeys(run["recipe"] for run in runs if on in run):
         own = [run for run in runs if run["recipe"] == name and on in run]
         accuracies = [100 * run[on]["accuracy"] for run in own]
-        spread = f" ± {statistics.stdev(accuracies):.2f}" if len(own) > 1 else ""
+        deviation = f" ± {statistics.stdev(accuracies):.2f}" if len(own) > 1 else ""
         means = [statistics.mean(run[on][what] for run in own) for what in own[0][on]]
         lines.append(
             [
@@ -281,7 +287,7 @@ def results(runs: list[dict], on: str) -> str:
                 str(len(own)),
                 f"{statistics.mean(run['sentences'] for run in own):,.0f}",
                 f"{statistics.mean(run['minutes'] for run in own):.0f}",
-                f"{100 * means[0]:.2f}{spread}",
+                f"{100 * means[0]:.2f}{deviation}",
                 *(f"{max(accuracies):.2f}", f"{min(accuracies):.2f}"),
                 *(f"{means[1]:.3f}", f"{means[2]:.3f}"),
             ]
@@ -334,7 +340,7 @@ def main() -> None:
     )
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=", ".join(RECIPES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--dev", action="store_true", help="put their models to dev, too")
+    parser.add_argument("--dev", action="store_true", help="ask their models about dev, too")
     parser.add_argument("--rates", action="store_true", help="of the tutorial's loop, and of ours")
     parser.add_argument("--do", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -343,6 +349,7 @@ def main() -> None:
         return {"train": train, "judge_on_dev": judge_on_dev}[do](name, int(seed))
     if unknown := [name for name in given.recipes if name not in RECIPES]:
         parser.error(f"no such recipe: {', '.join(unknown)}; there are {', '.join(RECIPES)}")
+    RESULTS.mkdir(exist_ok=True)
     for seed in given.seeds:
         for name in given.recipes:
             file = RESULTS / f"{name}-{seed}.json"

@@ -71,8 +71,7 @@ def useful_flops(config, lengths: np.ndarray) -> float:
     the two of the feed-forward part (d × h), 2·n·(4·d² + 2·d·h), and of tokens with each other,
     4·n²·d; the backward pass is twice the forward. The classifier, on one token, is left out.
     """
-    width = config.hidden_size
-    hidden = getattr(config, "hidden_dim", None) or config.intermediate_size  # BERT's name for it.
+    width, hidden = _widths(config)
     n = lengths.astype(float)
     layer = 2 * n * (4 * width**2 + 2 * width * hidden) + 4 * n**2 * width
     return 3 * config.num_hidden_layers * layer.sum()
@@ -80,8 +79,13 @@ def useful_flops(config, lengths: np.ndarray) -> float:
 
 def left_out_flops(config, lengths: np.ndarray) -> float:
     """What faster.py leaves out of them: the last feed-forward part of all tokens but the first."""
-    hidden = getattr(config, "hidden_dim", None) or config.intermediate_size
-    return 3 * 2 * 2 * config.hidden_size * hidden * float((lengths - 1).sum())
+    width, hidden = _widths(config)
+    return 3 * 2 * 2 * width * hidden * float((lengths - 1).sum())
+
+
+def _widths(config) -> tuple[int, int]:
+    """Of a layer's output, and inside its feed-forward part, which DistilBERT calls otherwise."""
+    return config.hidden_size, getattr(config, "hidden_dim", None) or config.intermediate_size
 
 
 def new_model():

@@ -32,20 +32,28 @@ def test_the_builtin_sentences_are_enough_balanced_rich_and_not_alike_and_sst2_h
     assert builtin_data.check(files, texts, known) == []
 
 
+def test_a_contraction_is_two_words_as_sst2_writes_it():
+    assert builtin_data.words_of("It isn't.") == builtin_data.words_of("it is n't .")
+    assert builtin_data.words_of("It isn't.") == ["it", "is", "n't"]
+
+
 def test_a_copy_a_lost_balance_a_word_that_tells_and_other_lengths_are_found():
     files = {name: sentences(name) for name in ("train.csv", "dev.csv")}
     (train, ups), (dev, _) = files.values()
     known = "the lighthouse is dull , and the keeper is n't even half as mad as his goat"
-    train[:3] = [dev[0] + " Truly!", "The lighthouse is dull, and the keeper isn't mad.", train[2]]
+    train[0], train[1] = dev[0] + " Truly!", "The lighthouse is dull, and the keeper isn't mad."
+    train[2], train[3] = "Lighthouses!", "Lighthouse keepers"
     ups[:] = True
     ups[:1100] = False
     train[300:1100] = [f"{sentence} Alas." for sentence in train[300:1100]]
     texts = [f"{number} is a number of three words" for number in range(1000)]
-    problems = builtin_data.check(files, texts, [known])
+    problems = builtin_data.check(files, [*texts, "lighthouses", "lighthouse goats"], [known])
     told = f"train.csv: {len(train) - 1100:,} of {len(train):,} are positive, and not half"
     assert told in problems
     assert f"alike: {dev[0]!r} and {train[0]!r}" in problems
     assert f"like one of SST-2's: {train[1]!r}" in problems
+    assert f"like one of SST-2's: {train[2]!r}" in problems  # Short, but word for word.
+    assert f"like one of SST-2's: {train[3]!r}" not in problems
     assert any(line.startswith("'alas' gives the label away: 0 positive, 800") for line in problems)
     assert any(line.startswith("lengths are not those of SST-2's sentences: ") for line in problems)
     poor = builtin_data.check({"train.csv": (["dull " * 100] * 300, ups[1000:1300])}, None, [])

@@ -6,13 +6,15 @@ python benchmarks/accuracy.py --rates                              sentences a s
 python benchmarks/accuracy.py                                      the tables of all that there is
 
 A tenth of the training sentences is held out with all their phrases, as most of SST-2's rows are
-phrases of 6,886 sentences; recipes are chosen on it. A run trains on the rest, by finetune.py's own
-`finetune`, in benchmarks/runs, where the same command goes on with it. Its record is a file of its
+phrases of 6,886 sentences; recipes are chosen on it. A run trains on the rest, or on the built-in
+sentences, by finetune.py's own `finetune`, in benchmarks/runs, where the same command goes on with
+it. Its record is a file of its
 own in benchmarks/results/accuracy, whether the recipe wins or not. SST-2 is where the environment
 variable SST2 says, or beside the clone.
 """
 
 import argparse
+import collections
 import hashlib
 import json
 import statistics
@@ -31,7 +33,9 @@ RESULTS, RUNS = HERE / "results" / "accuracy", HERE / "runs"
 RATES = HERE / "results" / "accuracy-rates.json"
 MARK = 320  # Steps between two looks at the held-out sentences; a multiple of LOG_EVERY.
 
-# Settings of finetune.py, where not its defaults. It has no `constant_rate` and `head`: see below.
+# Settings of finetune.py, where not its defaults: of all recipes (BASE and the data), and of each.
+# It has no `constant_rate`: see `prepare`.
+BASE = {"model": "builtin", "keep": "last"}
 RECIPES = {
     "tutorial": {
         "epochs": 3,
@@ -43,9 +47,10 @@ RECIPES = {
     },
     "one pass": {"epochs": 1},
     "two passes": {"epochs": 2},
-    "one pass, mean of all tokens": {"epochs": 1, "head": "mean"},
-    "built-in sentences": {"data": "builtin"},
+    "built-in defaults": {"data": "builtin", "keep": "best"},
 }
+# Of a run's settings, those that say where it is, which of several it is, or what it logs.
+OF_A_RUN = ("seed", "output_dir", "resume", "checkpoint_minutes", "log_every", "tensorboard")
 
 
 # ---- The sentences ----
@@ -59,7 +64,7 @@ def spans(words: list[str]) -> Iterator[str]:
 
 
 def split_by_sentence(rows: list[str], seed: int = 8) -> tuple[list[int], list[int], set[int]]:
-    """A tenth of the sentences, and what has no phrase in common with them.
+    """A tenth of the sentences, and the rows that are no phrase of them.
 
     Args:
         rows: texts, of which many are phrases of others.
@@ -108,20 +113,18 @@ def make_data() -> Path:
 # ---- A run ----
 
 
-def start(do: str, name: str, seed: int) -> None:
-    """`train` or `judge_on_dev` in a process of its own, in which a recipe may change modules."""
-    subprocess.run([sys.executable, __file__, "--do", do, name, str(seed)], check=True)
+def start(name: str, seed: int) -> None:
+    """`train` in a process of its own, in which a recipe may change modules."""
+    subprocess.run([sys.executable, __file__, "--train", name, str(seed)], check=True)
 
 
 def prepare(name: str) -> dict:
-    """The settings of a recipe, after what is no setting has been changed in this process."""
+    """The settings of a recipe, after what is no setting has been put into this process."""
     import finetune
 
-    settings = {"model": "builtin", "data": str(make_data()), "keep": "last"} | RECIPES[name]
+    settings = BASE | {"data": str(make_data())} | RECIPES[name]
     if settings.pop("constant_rate", False):
         finetune.learning_rate_at = lambda step, steps, settings: settings.learning_rate
-    if settings.pop("head", None) == "mean":
-        pool_the_mean()
     finetune.train_epoch = with_marks(finetune.train_epoch)
     return settings
 
@@ -132,26 +135,33 @@ def train(name: str, seed: int) -> None:
 
     settings = prepare(name)
     folder = RUNS / f"{name}-{seed}"
-    result = finetune.finetune(**settings, seed=seed, output_dir=str(folder), resume=True)
-    weights = result.folder / "model" / "model.safetensors"
+    finetune.finetune(**settings, seed=seed, output_dir=str(folder), resume=True)
     record = json.loads((folder / "run.json").read_text("utf-8"))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     # At the usual rate: without evaluations, and whatever else this machine did meanwhile.
     rate = statistics.median(line["samples_per_second"] for line in lines if "loss" in line)
     sentences = sum(record["by_process"])
+    taken = {key: value for key, value in record["settings"].items() if key not in OF_A_RUN}
+    if taken["data"] == str(make_data()):
+        taken["data"] = "SST-2"
     found = {
         "recipe": name,
-        "settings": RECIPES[name],
+        "settings": RECIPES[name] | taken,  # All of them, as run.json has them: defaults change.
         "seed": seed,
         "code": record["code"],
-        "passes": record["settings"]["epochs"],
         "sentences": sentences,
         "minutes": sentences / rate / 60,
         "held_out": judge(folder, make_data() / "dev.tsv"),
         "marks": [line["held_out"] for line in lines if "held_out" in line],
-        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "weights": hash_of_weights(folder),
     }
     write_json(RESULTS / f"{name}-{seed}.json", found)
+
+
+def hash_of_weights(folder: Path) -> str | None:
+    """The SHA-256 of the model that a run has kept; None where it is gone."""
+    file = folder / "model" / "model.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
 
 
 def with_marks(train_epoch: Callable) -> Callable:
@@ -188,35 +198,6 @@ def with_marks(train_epoch: Callable) -> Callable:
     return marked
 
 
-def pool_the_mean() -> None:
-    """Let the head read the mean of all tokens, as this encoder was trained to, not the first.
-
-    What is saved is not this model any more: transformers' own class reads the first token.
-    """
-    import faster
-    import model as models
-
-    load = models.load_model
-
-    def load_model(*arguments):
-        model, *rest = load(*arguments)
-        masks = {}
-
-        def pool(hidden):
-            mask = masks["of the batch"].to(hidden.dtype)[..., None]
-            return (hidden * mask).sum(1) / mask.sum(1)
-
-        model.bert.register_forward_pre_hook(
-            lambda _, args, batch: masks.update({"of the batch": batch["attention_mask"]}),
-            with_kwargs=True,
-        )
-        model.bert.pooler.forward = pool
-        return model, *rest
-
-    models.load_model = load_model
-    faster.FEED_FORWARD.pop("bert")  # It would leave out what no other head reads.
-
-
 def judge(folder: Path, file: Path) -> dict[str, float]:
     """What the model of a run says of the sentences of one of SST-2's files."""
     import classify
@@ -235,10 +216,13 @@ def judge(folder: Path, file: Path) -> dict[str, float]:
 
 def judge_on_dev(name: str, seed: int) -> None:
     """Put what the model of a run says of SST-2's dev sentences into its record."""
-    prepare(name)
-    file = RESULTS / f"{name}-{seed}.json"
-    found = judge(RUNS / file.stem, SST2 / "dev.tsv")
-    write_json(file, json.loads(file.read_text("utf-8")) | {"dev": found})
+    file, folder = RESULTS / f"{name}-{seed}.json", RUNS / f"{name}-{seed}"
+    record = json.loads(file.read_text("utf-8"))
+    if hash_of_weights(folder) != record["weights"]:
+        how = "give other --seeds, or remove the record to train it again"
+        print(f"error: {folder} does not hold the model of {file}; {how}", file=sys.stderr)
+        sys.exit(2)
+    write_json(file, record | {"dev": judge(folder, SST2 / "dev.tsv")})
 
 
 def measure_rates(rounds: int) -> None:
@@ -263,33 +247,64 @@ def measure_rates(rounds: int) -> None:
 
 
 def read() -> list[dict]:
-    """The records of all runs."""
+    """The records of all runs.
+
+    Raises:
+        ValueError: two seeds of a recipe had other settings or saw more, so that there is no mean.
+    """
     files = sorted(RESULTS.glob("*-[0-9]*.json"))
-    return [json.loads(file.read_text("utf-8")) for file in files]
+    runs = [json.loads(file.read_text("utf-8")) for file in files]
+    first: dict[str, dict] = {}
+    for run in runs:
+        one = first.setdefault(run["recipe"], run)
+        if any(one[what] != run[what] for what in ("settings", "sentences")):
+            raise ValueError(f"the runs of {run['recipe']} in {RESULTS} differ in their settings")
+    return runs
+
+
+def tables() -> dict[str, str]:
+    """What there is to be shown, by the words above it: recipes of three seeds, and the others."""
+
+    def of_three(runs: list[dict]) -> list[dict]:
+        counts = collections.Counter(run["recipe"] for run in runs)
+        return [run for run in runs if counts[run["recipe"]] >= 3]
+
+    runs = read()
+    confirmed = of_three(runs)
+    found = {
+        "held out": results(confirmed, "held_out"),
+        "quick looks": results([run for run in runs if run not in confirmed], "held_out"),
+        "dev": results(of_three([run for run in runs if "dev" in run]), "dev"),
+    }
+    if RATES.exists() and {"tutorial", "one pass"} <= {run["recipe"] for run in confirmed}:
+        found["times"] = times(confirmed, json.loads(RATES.read_text("utf-8"))["rounds"])
+    return found
 
 
 def results(runs: list[dict], on: str) -> str:
-    """A line a recipe: what was seen, how long it took, and how good it is over its seeds.
+    """A line a recipe: what was seen, how long it took at least, how good it is over its seeds.
 
     Args:
-        on: `held_out` or `dev`; recipes without it are left out.
+        on: `held_out` or `dev`.
     """
     lines = []
-    for name in dict.fromkeys(run["recipe"] for run in runs if on in run):
-        own = [run for run in runs if run["recipe"] == name and on in run]
+    for name in dict.fromkeys(run["recipe"] for run in runs):
+        own = [run for run in runs if run["recipe"] == name]
         accuracies = [100 * run[on]["accuracy"] for run in own]
         deviation = f" ± {statistics.stdev(accuracies):.2f}" if len(own) > 1 else ""
-        means = [statistics.mean(run[on][what] for run in own) for what in own[0][on]]
+        loss, error = (
+            statistics.mean(run[on][what] for run in own) for what in ("loss", "calibration_error")
+        )
         lines.append(
             [
                 name,
-                str(own[0]["passes"]),
+                str(own[0]["settings"]["epochs"]),
                 str(len(own)),
-                f"{statistics.mean(run['sentences'] for run in own):,.0f}",
-                f"{statistics.mean(run['minutes'] for run in own):.0f}",
-                f"{100 * means[0]:.2f}{deviation}",
+                f"{own[0]['sentences']:,}",
+                f"{min(run['minutes'] for run in own):.0f}",  # Machines differ, and their load.
+                f"{statistics.mean(accuracies):.2f}{deviation}",
                 *(f"{max(accuracies):.2f}", f"{min(accuracies):.2f}"),
-                *(f"{means[1]:.3f}", f"{means[2]:.3f}"),
+                *(f"{loss:.3f}", f"{error:.3f}"),
             ]
         )
     head = ["recipe", "passes", "seeds", "sentences seen", "minutes", "accuracy", "best", "worst"]
@@ -306,31 +321,34 @@ def first_reached(runs: list[dict], target: float) -> int | None:
 
 
 def times(runs: list[dict], rounds: list[dict]) -> str:
-    """Minutes until recipes first have the held-out accuracy that the tutorial's ends with.
+    """Minutes until recipes have the accuracy on held-out sentences that the tutorial's ends with.
 
     Args:
+        runs: one pass by the defaults, and the tutorial's recipe.
         rounds: of `measure_rates`. For the tutorial's recipe its own loop is taken.
     """
-    by_name: dict[str, list[dict]] = {}
-    for run in runs:
-        if run["settings"].get("data") != "builtin":
-            by_name.setdefault(run["recipe"], []).append(run)
-    tutorial = by_name["tutorial"]
+    tutorial, fast = (
+        [run for run in runs if run["recipe"] == name] for name in ("tutorial", "one pass")
+    )
     target = statistics.mean(run["held_out"]["accuracy"] for run in tutorial)
-    slow, fast = ([one[name] for one in rounds] for name in ("tutorial's loop", "this project"))
+    rates = {name: [one[name] for one in rounds] for name in ("tutorial's loop", "this project")}
+    to_end = [tutorial[0]["sentences"] / rate / 60 for rate in rates["tutorial's loop"]]
     lines = []
-    for name, own in {"tutorial, to its end": tutorial, "tutorial": tutorial, **by_name}.items():
-        to_end = name == "tutorial, to its end"
-        sentences = tutorial[0]["sentences"] if to_end else first_reached(own, target)
-        if sentences:
-            rates = slow if own is tutorial else fast
-            less = [
-                tutorial[0]["sentences"] / of_slow * rate / sentences
-                for of_slow, rate in zip(slow, rates, strict=True)
-            ]
-            minutes = sentences / statistics.median(rates) / 60
-            lines.append([name, f"{sentences:,}", spread(rates), f"{minutes:.0f}", spread(less)])
-    head = [f"until {100 * target:.2f}", "sentences", "sentences/s", "minutes", "times less"]
+    for name, own, loop in (
+        ("tutorial", tutorial, "tutorial's loop"),
+        ("one pass", fast, "this project"),
+    ):
+        for when, sentences in (
+            ("to its end", own[0]["sentences"]),
+            (f"first at {100 * target:.2f}", first_reached(own, target)),
+        ):
+            if sentences:
+                minutes = [sentences / rate / 60 for rate in rates[loop]]
+                less = [slow / one for slow, one in zip(to_end, minutes, strict=True)]
+                counts = f"{sentences:,}", spread(rates[loop])
+                found = f"{statistics.median(minutes):.1f}", spread(less)
+                lines.append([f"{name}, {when}", *counts, *found])
+    head = ["", "sentences", "sentences/s", "minutes", "times less"]
     return table(head, lines) + "\n"
 
 
@@ -342,11 +360,11 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--dev", action="store_true", help="ask their models about dev, too")
     parser.add_argument("--rates", action="store_true", help="of the tutorial's loop, and of ours")
-    parser.add_argument("--do", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--train", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.do:
-        do, name, seed = given.do
-        return {"train": train, "judge_on_dev": judge_on_dev}[do](name, int(seed))
+    if given.train:
+        name, seed = given.train
+        return train(name, int(seed))
     if unknown := [name for name in given.recipes if name not in RECIPES]:
         parser.error(f"no such recipe: {', '.join(unknown)}; there are {', '.join(RECIPES)}")
     RESULTS.mkdir(exist_ok=True)
@@ -354,15 +372,13 @@ def main() -> None:
         for name in given.recipes:
             file = RESULTS / f"{name}-{seed}.json"
             if not file.exists():
-                start("train", name, seed)
+                start(name, seed)
             if given.dev and "dev" not in json.loads(file.read_text("utf-8")):  # Asked once.
-                start("judge_on_dev", name, seed)
+                judge_on_dev(name, seed)
     if given.rates:
         measure_rates(rounds=5)
-    for on in ("held_out", "dev"):
-        print(f"{on.replace('_', ' ')}:\n{results(read(), on)}")
-    if RATES.exists():
-        print(times(read(), json.loads(RATES.read_text("utf-8"))["rounds"]))
+    for words, lines in tables().items():
+        print(f"{words}:\n{lines}")
 
 
 if __name__ == "__main__":

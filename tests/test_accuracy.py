@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from conftest import ROOT, save_tiny
+from conftest import README, ROOT, save_tiny
 from hypothesis import given
 from hypothesis import strategies as some
 
@@ -48,7 +48,7 @@ def run(folder, *arguments: str) -> subprocess.CompletedProcess:
         "constant = {'epochs': 2, 'constant_rate': True, 'batch_size': 16};"
         "accuracy.RECIPES = {'constant': tiny | constant};"
         "accuracy.MARK = 2;"
-        "accuracy.start = lambda do, *run: getattr(accuracy, do)(*run);"
+        "accuracy.start = accuracy.train;"
         "accuracy.main()"
     )
     return subprocess.run(
@@ -79,12 +79,20 @@ def test_a_run_is_counted_marked_kept_at_its_last_epoch_and_not_trained_or_put_t
     metrics = tmp_path / "runs" / "constant-1" / "metrics.jsonl"
     logged = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert "dev" not in found and found["sentences"] == 2 * 144
-    assert found["settings"] == {"model": str(tmp_path / "tiny"), "log_every": 1} | {
-        "learning_rate": 1e-3,
-        "epochs": 2,
-        "constant_rate": True,
-        "batch_size": 16,
-    }
+    assert (
+        found["settings"].items()
+        > {
+            "model": str(tmp_path / "tiny"),
+            "data": "SST-2",
+            "learning_rate": 1e-3,
+            "epochs": 2,
+            "constant_rate": True,
+            "batch_size": 16,
+            "keep": "last",
+            "weight_decay": 0.01,  # A default, which could be another one day.
+        }.items()
+    )
+    assert "output_dir" not in found["settings"]
     assert [mark["step"] for mark in found["marks"]] == [2, 4, 6, 8, 10, 12, 14, 16, 18]
     assert [mark["sentences"] for mark in found["marks"]] == [32 * n for n in range(1, 10)]
     # The last epoch's, whichever was best; a mark looks at the same sentences as an epoch's end.
@@ -116,35 +124,49 @@ def test_a_run_is_counted_marked_kept_at_its_last_epoch_and_not_trained_or_put_t
     file.write_text(json.dumps(with_dev | {"dev": dev | {"accuracy": 0.125}}))
     assert run(tmp_path, "constant", "--seeds", "1", "--dev").returncode == 0
     assert json.loads(file.read_text())["dev"]["accuracy"] == 0.125
+    # Of a model that is not the record's nothing is said; nor is a mean of runs that are not alike.
+    file.write_text(json.dumps(found | {"weights": "0" * 64}))
+    other = run(tmp_path, "constant", "--seeds", "1", "--dev")
+    assert other.returncode == 2 and "does not hold the model of" in other.stderr
+    assert "dev" not in json.loads(file.read_text())
+    changed = found | {"seed": 2, "settings": found["settings"] | {"weight_decay": 0.1}}
+    file.with_name("constant-2.json").write_text(json.dumps(changed))
+    mixed = run(tmp_path)
+    assert mixed.returncode != 0 and "the runs of constant" in mixed.stderr
 
 
-def test_the_table_of_accuracies_in_the_readme_is_made_of_the_recorded_runs():
-    page = (ROOT / "benchmarks" / "README.md").read_text()
-    assert accuracy.results(accuracy.read(), "held_out") in page
+def test_the_tables_of_accuracies_in_the_readmes_are_made_of_the_recorded_runs():
+    tables = accuracy.tables()
+    assert tables.keys() == {"held out", "quick looks", "dev", "times"}
+    page, front = (ROOT / "benchmarks" / "README.md").read_text(), README
+    for words, lines in tables.items():
+        assert lines.count("\n") >= 3 and lines in page, words
+        assert words == "quick looks" or lines in front, words
 
 
 def test_accuracies_are_told_with_their_spread_and_time_counts_from_the_mean_over_seeds():
     def made(recipe: str, seed: int, marks: list[float], end: float) -> dict:
         own = [{"sentences": 100 * n, "accuracy": value} for n, value in enumerate(marks, 1)]
         judged = {"accuracy": end, "loss": 0.3, "calibration_error": 0.05}
-        head = {"recipe": recipe, "settings": {}, "passes": 1, "seed": seed, "minutes": 2.0}
+        head = {"recipe": recipe, "settings": {"epochs": 1}, "seed": seed, "minutes": 3.0 - seed}
         return head | {"sentences": 100 * len(marks) + 50, "marks": own, "held_out": judged}
 
     runs = [
         made("tutorial", 1, [0.5, 0.9, 0.7], 0.8),
         made("tutorial", 2, [0.5, 0.6, 0.9], 0.9),
-        made("fast", 1, [0.9, 0.8, 0.9], 0.9),
-        made("fast", 2, [0.7, 0.9, 0.9], 0.88),
+        made("one pass", 1, [0.9, 0.8, 0.9], 0.9),
+        made("one pass", 2, [0.7, 0.9, 0.9], 0.88),
         made("never", 1, [0.5, 0.6, 0.7], 0.84),
     ]
     lines = accuracy.results(runs, "held_out").splitlines()
-    assert " ".join(lines[1].split()) == "tutorial 1 2 350 2 85.00 ± 7.07 90.00 80.00 0.300 0.050"
+    assert " ".join(lines[1].split()) == "tutorial 1 2 350 1 85.00 ± 7.07 90.00 80.00 0.300 0.050"
     assert " ".join(lines[3].split()) == "never 1 1 350 2 84.00 84.00 84.00 0.300 0.050"
     rounds = [{"tutorial's loop": 10.0, "this project": 60.0}]
     lines = accuracy.times(runs, rounds).splitlines()
-    assert lines[0].split()[:2] == ["until", "85.00"]
+    # The mean over seeds is 0.55, 0.75, 0.8 and 0.85; 0.8, 0.85, 0.9 and 0.89.
     assert [line.rsplit(maxsplit=4) for line in lines[1:]] == [
-        ["tutorial, to its end", "350", "10.0", "1", "1.0"],
-        ["tutorial", "350", "10.0", "1", "1.0"],
-        ["fast", "200", "60.0", "0", "10.5"],
+        ["tutorial, to its end", "350", "10.0", "0.6", "1.0"],
+        ["tutorial, first at 85.00", "350", "10.0", "0.6", "1.0"],
+        ["one pass, to its end", "350", "60.0", "0.1", "6.0"],
+        ["one pass, first at 85.00", "200", "60.0", "0.1", "10.5"],
     ]

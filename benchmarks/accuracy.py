@@ -8,9 +8,8 @@ python benchmarks/accuracy.py                                      the tables of
 A tenth of the training sentences is held out with all their phrases, as most of SST-2's rows are
 phrases of 6,886 sentences; recipes are chosen on it. A run trains on the rest, or on the built-in
 sentences, by finetune.py's own `finetune`, in benchmarks/runs, where the same command goes on with
-it. Its record is a file of its
-own in benchmarks/results/accuracy, whether the recipe wins or not. SST-2 is where the environment
-variable SST2 says, or beside the clone.
+it. Its record is a file of its own in benchmarks/results/accuracy, whether the recipe wins or not.
+SST-2 is where the environment variable SST2 says, or beside the clone.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """How good a model comes out: recipes times seeds, on the real SST-2, with the built-in encoder.
 
-python benchmarks/accuracy.py "one pass" tutorial --seeds 1 2 3    what is missing of these runs
-python benchmarks/accuracy.py "one pass" tutorial --dev            their models on dev, each once
-python benchmarks/accuracy.py --rates                              sentences a second, both loops
-python benchmarks/accuracy.py                                      the tables of all that there is
+python benchmarks/accuracy.py "one pass" tutorial --seeds 7 8    what is missing of these runs
+python benchmarks/accuracy.py "one pass" --seeds 7 8 --dev       their models on dev, too, each once
+python benchmarks/accuracy.py --rates                            sentences a second, both loops
+python benchmarks/accuracy.py                                    the tables of all that there is
 
 A tenth of the training sentences is held out with all their phrases, as most of SST-2's rows are
 phrases of 6,886 sentences; recipes are chosen on it. A run trains on the rest, or on the built-in
@@ -150,6 +150,7 @@ def train(name: str, seed: int) -> None:
         "code": record["code"],
         "sentences": sentences,
         "minutes": sentences / rate / 60,
+        "validation": [line["eval_accuracy"] for line in lines if "eval_accuracy" in line],
         "held_out": judge(folder, make_data() / "dev.tsv"),
         "marks": [line["held_out"] for line in lines if "held_out" in line],
         "weights": hash_of_weights(folder),
@@ -366,6 +367,8 @@ def main() -> None:
         return train(name, int(seed))
     if unknown := [name for name in given.recipes if name not in RECIPES]:
         parser.error(f"no such recipe: {', '.join(unknown)}; there are {', '.join(RECIPES)}")
+    if given.recipes and not (SST2 / "train.tsv").exists():
+        parser.error(f"{SST2 / 'train.tsv'} is not there; let SST2 name GLUE's folder of SST-2")
     RESULTS.mkdir(exist_ok=True)
     for seed in given.seeds:
         for name in given.recipes:

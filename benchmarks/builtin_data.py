@@ -144,8 +144,12 @@ def quantiles(sentences: list[str]) -> str:
     return " ".join(f"{length:.0f}" for length in np.percentile(lengths, [5, 25, 50, 75, 95]))
 
 
-if __name__ == "__main__":
+def main() -> None:
     files = {name: read(name) for name in ("train.csv", "dev.csv")}
     is_here = (SST2 / "train.tsv").exists()
     texts, known = (read_sst2("train"), read_sst2("dev", "test")) if is_here else (None, [])
-    sys.exit("\n".join(check(files, texts, known)))
+    sys.exit("\n".join(check(files, texts, known)) or 0)  # Words are told, and are exit code 1.
+
+
+if __name__ == "__main__":
+    main()

@@ -72,6 +72,8 @@ def test_a_run_is_counted_marked_kept_at_its_last_epoch_and_not_trained_or_put_t
         text = "\n".join(["label\tsentence", *rows]) + "\n"
         (tmp_path / "sst2" / f"{split}.tsv").write_text(text)
     save_tiny(tmp_path / "tiny")
+    nothing = run(tmp_path / "nowhere", "constant", "--seeds", "1")
+    assert nothing.returncode == 2 and "train.tsv is not there; " in nothing.stderr
     first = run(tmp_path, "constant", "--seeds", "1")
     assert first.returncode == 0, first.stderr
     file = tmp_path / "results" / "constant-1.json"
@@ -97,6 +99,7 @@ def test_a_run_is_counted_marked_kept_at_its_last_epoch_and_not_trained_or_put_t
     last = logged[-1]
     held_out = found["held_out"]
     assert held_out["accuracy"] == found["marks"][-1]["accuracy"] == last["eval_accuracy"]
+    assert len(found["validation"]) == 2 and found["validation"][1] == last["eval_accuracy"]
     assert abs(held_out["loss"] - last["eval_loss"]) < 1e-6
     assert {line["learning_rate"] for line in logged if "loss" in line} == {1e-3}
     assert "constant" in first.stdout and f"{100 * held_out['accuracy']:.2f}" in first.stdout

@@ -61,6 +61,14 @@ def test_a_copy_a_lost_balance_a_word_that_tells_and_other_lengths_are_found():
     assert "1 different words in 30,000, of 5,000" in poor
 
 
+def test_the_script_that_checks_the_sentences_ends_with_0_only_where_nothing_is_wrong(monkeypatch):
+    for problems, code in (([], 0), (["one", "another"], "one\nanother")):
+        monkeypatch.setattr(builtin_data, "check", lambda *_, problems=problems: problems)
+        with pytest.raises(SystemExit) as ended:
+            builtin_data.main()
+        assert ended.value.code == code
+
+
 def check_pipeline(folder: Path, capsys) -> None:
     """The README's lines, on this model: transformers alone reads it and answers with names."""
     code = block("predict")

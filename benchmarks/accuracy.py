@@ -131,12 +131,13 @@ def prepare(name: str) -> dict:
 def train(name: str, seed: int) -> None:
     """One run of a recipe, and its record."""
     import finetune
+    import record as records
+    import report
 
     settings = prepare(name)
     folder = RUNS / f"{name}-{seed}"
     finetune.finetune(**settings, seed=seed, output_dir=str(folder), resume=True)
-    record = json.loads((folder / "run.json").read_text("utf-8"))
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    record, lines = records.read(folder), report.read_history(folder)
     # At the usual rate: without evaluations, and whatever else this machine did meanwhile.
     rate = statistics.median(line["samples_per_second"] for line in lines if "loss" in line)
     sentences = sum(record["by_process"])
@@ -271,12 +272,13 @@ def tables() -> dict[str, str]:
 
     runs = read()
     confirmed = of_three(runs)
+    names = {run["recipe"] for run in confirmed}
     found = {
         "held out": results(confirmed, "held_out"),
-        "quick looks": results([run for run in runs if run not in confirmed], "held_out"),
+        "quick looks": results([run for run in runs if run["recipe"] not in names], "held_out"),
         "dev": results(of_three([run for run in runs if "dev" in run]), "dev"),
     }
-    if RATES.exists() and {"tutorial", "one pass"} <= {run["recipe"] for run in confirmed}:
+    if RATES.exists() and {"tutorial", "one pass"} <= names:
         found["times"] = times(confirmed, json.loads(RATES.read_text("utf-8"))["rounds"])
     return found
 
@@ -331,23 +333,22 @@ def times(runs: list[dict], rounds: list[dict]) -> str:
         [run for run in runs if run["recipe"] == name] for name in ("tutorial", "one pass")
     )
     target = statistics.mean(run["held_out"]["accuracy"] for run in tutorial)
-    rates = {name: [one[name] for one in rounds] for name in ("tutorial's loop", "this project")}
-    to_end = [tutorial[0]["sentences"] / rate / 60 for rate in rates["tutorial's loop"]]
+    first = f"first at {100 * target:.2f}"
+    points = [
+        ("tutorial, to its end", "tutorial's loop", tutorial[0]["sentences"]),
+        (f"tutorial, {first}", "tutorial's loop", first_reached(tutorial, target)),
+        ("one pass, to its end", "this project", fast[0]["sentences"]),
+        (f"one pass, {first}", "this project", first_reached(fast, target)),
+    ]
+    to_end = [tutorial[0]["sentences"] / one["tutorial's loop"] / 60 for one in rounds]
     lines = []
-    for name, own, loop in (
-        ("tutorial", tutorial, "tutorial's loop"),
-        ("one pass", fast, "this project"),
-    ):
-        for when, sentences in (
-            ("to its end", own[0]["sentences"]),
-            (f"first at {100 * target:.2f}", first_reached(own, target)),
-        ):
-            if sentences:
-                minutes = [sentences / rate / 60 for rate in rates[loop]]
-                less = [slow / one for slow, one in zip(to_end, minutes, strict=True)]
-                counts = f"{sentences:,}", spread(rates[loop])
-                found = f"{statistics.median(minutes):.1f}", spread(less)
-                lines.append([f"{name}, {when}", *counts, *found])
+    for name, loop, sentences in points:
+        if sentences:
+            rates = [one[loop] for one in rounds]
+            minutes = [sentences / rate / 60 for rate in rates]
+            less = [slow / one for slow, one in zip(to_end, minutes, strict=True)]
+            found = f"{statistics.median(minutes):.1f}", spread(less)
+            lines.append([name, f"{sentences:,}", spread(rates), *found])
     head = ["", "sentences", "sentences/s", "minutes", "times less"]
     return table(head, lines) + "\n"
 

@@ -11,12 +11,10 @@ import pyarrow.compute
 import torch
 import transformers
 
-import hub
-import labels
-import mapped
-import tables
-from console import InputError, progress, say
-from model import forget_padding
+from inputs import hub, labels, tables
+from inputs.encoder import forget_padding
+from system import mapped
+from system.console import InputError, progress, say
 
 datasets.disable_progress_bars()
 

@@ -9,7 +9,7 @@ torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST 
                                                       on two machines: given on each of them
 """
 
-import console
+from system import console
 
 if __name__ == "__main__":
     console.end_on_signals()
@@ -25,14 +25,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import files
-import hub
-import model_files
-import processes
-import record as records
-import run_folder
-from console import InputError, RunError, progress, result, say
-from settings import Settings, from_keywords, read_settings
+from inputs import encoder_files as model_files
+from inputs import hub
+from system import collectives as processes
+from system import disk as files
+from system.console import InputError, RunError, progress, result, say
+from training import record as records
+from training import run_folder
+from training.settings import Settings, from_keywords, read_settings
 
 # ---- Settings: each constant is also a flag (`BATCH_SIZE` is `--batch-size`). ----
 
@@ -113,13 +113,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-import boards
-import checkpoint
 import data
-import faster
-import model as models
-import model_card
 import report
+from inputs import encoder as models
+from outputs import model_card
+from system import speed as faster
+from training import boards, checkpoint
 
 # ---- Train ----
 
@@ -280,7 +279,7 @@ def evaluate(
     Returns:
         The scores, the loss, and what the model says of each sentence, in their order.
     """
-    from metric import Accuracy, macro_f1  # Seconds to import; the input is right by now.
+    from training.scores import Accuracy, macro_f1  # Seconds to import; the input is right by now.
 
     model.eval()
     rows, answers, loss_sum = [np.empty(0, int)], [torch.empty(0, 3)], 0.0

@@ -10,7 +10,7 @@ On standard output a line a text, in their order: its label, a tab, and the prob
 file has labels too, standard error says how well they agree. A tab parts the two texts of a pair.
 """
 
-import console
+from system import console
 
 if __name__ == "__main__":
     console.end_on_signals()
@@ -30,13 +30,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-import files
-import labels
-import tables
-import writers
-from console import InputError, Progress, progress, result, say
-from readers import READERS
-from text_file import (
+from inputs import labels, tables
+from inputs.files import READERS
+from inputs.texts import (
     FIRST_WINDOW,
     LARGEST_WINDOW,
     MOST_TEXTS,
@@ -45,10 +41,13 @@ from text_file import (
     look_through,
     trained_columns,
 )
-from writers import Answer
+from outputs import writers
+from outputs.writers import Answer
+from system import disk as files
+from system.console import InputError, Progress, progress, result, say
 
 if TYPE_CHECKING:
-    from classify import Classifier
+    from outputs.classifier import Classifier
 
 Text = Sequence[str | None]  # One, or two of a pair.
 MOST_CLASSES = 20  # Whose confusions can be read in a table.
@@ -113,7 +112,7 @@ def label_lines(classifier: "Classifier", parts: Iterable[list[str]], what: str)
 
 def answers(classifier: "Classifier", texts: Sequence[Text], bar: Progress) -> list[Answer]:
     """The answer to each text, in their order; None where there is none."""
-    import classify
+    from outputs import classifier as classify
 
     asked = [number for number, text in enumerate(texts) if not any(map(is_blank, text))]
     found: list[Answer] = [None] * len(texts)

@@ -4,7 +4,7 @@ python report.py runs/first    pictures, mistakes and model card of a run, as it
 python report.py runs/*        a table, a line a run, and their curves in one picture
 """
 
-import console
+from system import console
 
 if __name__ == "__main__":
     console.end_on_signals()
@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
-import files
-import model_card
-import pictures
-import record as records
-import run_folder
-import tables
-import writers
-from console import InputError, progress, say
+from inputs import tables
+from outputs import model_card, writers
+from outputs import plots as pictures
+from system import disk as files
+from system.console import InputError, progress, say
+from training import record as records
+from training import run_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -171,9 +170,9 @@ def answers_of(folder: Path, record: dict) -> tuple["Dataset", Answers]:
     Raises:
         InputError: data or model are gone, or not those of the run.
     """
-    import classify
     import data
-    import hub
+    from inputs import hub
+    from outputs import classifier as classify
 
     settings = SimpleNamespace(**record["settings"])
     problems: list[str] = []
@@ -275,7 +274,7 @@ def main(argv: Sequence[str]) -> None:
         with _as_this_program_writes(folder):
             report_on(folder, record)
         return
-    import compare
+    from outputs import compare
 
     runs = [compare.Run(path, record, read_history(path)) for path, record in found.values()]
     with _as_this_program_writes("one of the runs"):

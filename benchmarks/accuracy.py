@@ -26,7 +26,7 @@ import numpy as np
 from speed import spread, table
 from work import HERE, SST2
 
-from files import replace_folder, write_json
+from system.disk import replace_folder, write_json
 
 RESULTS, RUNS = HERE / "results" / "accuracy", HERE / "runs"
 RATES = HERE / "results" / "accuracy-rates.json"
@@ -131,8 +131,8 @@ def prepare(name: str) -> dict:
 def train(name: str, seed: int) -> None:
     """One run of a recipe, and its record."""
     import finetune
-    import record as records
     import report
+    from training import record as records
 
     settings = prepare(name)
     folder = RUNS / f"{name}-{seed}"
@@ -171,7 +171,7 @@ def with_marks(train_epoch: Callable) -> Callable:
 
     import data
     import finetune
-    from model_files import find_model
+    from inputs.encoder_files import find_model
 
     loader = None
 
@@ -201,8 +201,8 @@ def with_marks(train_epoch: Callable) -> Callable:
 
 def judge(folder: Path, file: Path) -> dict[str, float]:
     """What the model of a run says of the sentences of one of SST-2's files."""
-    import classify
     import report
+    from outputs import classifier as classify
 
     labels, texts = read_rows(file)
     right = np.array(labels, int)  # A file's 0 and 1 come in the order of the built-in's names.
@@ -231,7 +231,7 @@ def measure_rates(rounds: int) -> None:
     import measure
     from work import make_sentences
 
-    import model as models
+    from inputs import encoder as models
 
     rows, found = make_sentences(), []
     for number in range(rounds):

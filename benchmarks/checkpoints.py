@@ -28,7 +28,7 @@ def make_input(folder: Path) -> Path | str:
     """A checkpoint of DistilBERT's size with random weights; SST-2, or words of its lengths."""
     import transformers
 
-    from model_files import find_model
+    from inputs.encoder_files import find_model
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(find_model("builtin"))
     new_model().save_pretrained(folder / "distilbert")
@@ -57,11 +57,10 @@ def timed(real: Callable, size_of: Callable[..., int], writes: list[dict]) -> Ca
 
 def measure(quick: bool) -> dict:
     """All writes of one run, its seconds, and those of reading the last checkpoint."""
-    import checkpoint
     import finetune
-    import model as models
-    import run_folder
-    from settings import read_settings
+    from inputs import encoder as models
+    from training import checkpoint, run_folder
+    from training.settings import read_settings
 
     writes: dict[str, list[dict]] = {part: [] for part in PARTS}
     found: dict = {"writes": writes}

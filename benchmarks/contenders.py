@@ -30,7 +30,7 @@ def padding_collator():
     """Pads a batch to its own longest sentence, as transformers' guides tell its users to."""
     from transformers import AutoTokenizer, DataCollatorWithPadding
 
-    from model_files import find_model
+    from inputs.encoder_files import find_model
 
     return DataCollatorWithPadding(AutoTokenizer.from_pretrained(find_model("builtin")))
 
@@ -88,10 +88,10 @@ def accelerates_example(model, rows, batch_size, steps, bf16) -> None:
 
 
 def this_project(model, rows, batch_size, steps, bf16) -> None:
-    import checkpoint
     import data
-    import faster
     import finetune
+    from system import speed as faster
+    from training import checkpoint
 
     settings = project_settings(batch_size)
     faster.prepare(model, settings)
@@ -106,8 +106,8 @@ def this_project(model, rows, batch_size, steps, bf16) -> None:
 def project_settings(batch_size: int) -> SimpleNamespace:
     """finetune.py's own settings, as its main takes them."""
     import finetune
-    import model as models
-    from settings import read_settings
+    from inputs import encoder as models
+    from training.settings import read_settings
 
     flags = ["--model", "builtin", "--data", "builtin", "--learning-rate", "3e-5"]
     settings = read_settings(vars(finetune), [*flags, "--batch-size", str(batch_size)])

@@ -78,7 +78,7 @@ def measure(name: str, model, rows, batch_size: int, steps: int, started: float)
 
 def device_and_precision() -> tuple[str, str]:
     """What all contenders are measured with. Only what this asks is imported in their processes."""
-    import model as models
+    from inputs import encoder as models
 
     device = models.choose_device("auto")
     return device, models.choose_precision("auto", device)

@@ -31,7 +31,7 @@ def make_model(folder: Path) -> None:
     """A DistilBERT of two narrow layers with random weights."""
     import transformers
 
-    from model_files import find_model
+    from inputs.encoder_files import find_model
 
     sizes = {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2}
     config = transformers.DistilBertConfig(**sizes)
@@ -43,7 +43,7 @@ def make_data(file: Path, count: int, seed: int) -> None:
     """A csv file of `count` sentences, in which some words are more frequent than others."""
     import transformers
 
-    from model_files import find_model
+    from inputs.encoder_files import find_model
 
     vocabulary = transformers.AutoTokenizer.from_pretrained(find_model("builtin")).get_vocab()
     known = sorted(vocabulary, key=vocabulary.get)

@@ -20,8 +20,8 @@ from torch.profiler import ProfilerActivity, profile
 from work import WARM_UP, make_sentences, new_model, useful_flops
 
 import data
-import faster
 import finetune
+from system import speed as faster
 
 STEPS, BATCH_SIZE = 20, 32
 # Operators by what a reader of finetune.py would call them; the first that fits.

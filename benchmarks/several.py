@@ -41,11 +41,11 @@ def measure(folder: str, steps: int) -> dict:
     import datasets
     import torch
 
-    import checkpoint
     import data
-    import faster
     import finetune
-    import processes
+    from system import collectives as processes
+    from system import speed as faster
+    from training import checkpoint
 
     processes.join(sys.argv[1:])
     settings, model = project_settings(BATCH_SIZE), new_model()

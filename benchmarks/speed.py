@@ -22,7 +22,7 @@ from pathlib import Path
 from measure import machine, turn
 from work import HERE, make_sentences
 
-from console import progress
+from system.console import progress
 
 # Contender, sentences a step, timed steps; as many for those whose peak memory is compared.
 TURNS = [

@@ -50,7 +50,7 @@ def train(
 
 
 def evaluate(model: torch.nn.Module, loader: DataLoader, device: torch.device) -> dict[str, float]:
-    from metric import Accuracy
+    from training.scores import Accuracy
 
     metric = Accuracy()
     model.eval()

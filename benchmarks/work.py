@@ -23,7 +23,7 @@ def make_sentences(count: int | None = None, longer: float = 1.0):
     import transformers
 
     import data
-    from model_files import find_model
+    from inputs.encoder_files import find_model
 
     if (SST2 / "train.tsv").exists() and longer == 1:
         text = data.load(str(SST2))

@@ -111,8 +111,8 @@ def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
     """
     import warm
 
-    import console
-    import pictures
+    from outputs import plots as pictures
+    from system import console
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pictures, "_save", warm.save_at_once)
@@ -205,7 +205,7 @@ def drop_roots_power_over_files() -> None:
 
 
 def builtin_folder() -> Path:
-    import model_files
+    from inputs import encoder_files as model_files
 
     return model_files.find_model("builtin")
 
@@ -257,8 +257,8 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture
 def small_builtin(monkeypatch, tiny, tmp_path_factory) -> None:
     """In this process the stand-ins are small: a tiny model and few sentences."""
-    import model_files
-    import tables
+    from inputs import encoder_files as model_files
+    from inputs import tables
 
     folder = tmp_path_factory.mktemp("builtin")
     for name in ("train", "dev"):

@@ -19,10 +19,10 @@ import safetensors.torch
 import torch
 import warm
 
-import checkpoint
-import console
 import finetune
-import processes
+from system import collectives as processes
+from system import console
+from training import checkpoint
 
 
 def start(

@@ -12,11 +12,10 @@ import pytest
 import torch
 from conftest import CSV, NEGATIVE, POSITIVE, ROOT
 
-import boards
-import console
 import finetune as script
-import run_folder
 from finetune import SettingsError, finetune
+from system import console
+from training import boards, run_folder
 
 QUICK = {"epochs": 1, "learning_rate": 1e-2, "batch_size": 8}
 
@@ -65,7 +64,7 @@ def test_the_same_call_with_resume_gives_the_complete_run_again(trained, capsys)
 def test_the_hub_is_asked_anew_by_each_call_and_never_against_the_users_word(monkeypatch):
     from huggingface_hub import constants
 
-    import hub
+    from inputs import hub
 
     answers = iter(["no network", None])
     monkeypatch.setattr(hub, "_why_out_of_reach", lambda *_: next(answers))
@@ -268,7 +267,7 @@ def test_the_weighted_loss_is_torchs_and_its_weights_are_scikit_learns(tiny):
     from sklearn.utils.class_weight import compute_class_weight
 
     import data
-    import model as models
+    from inputs import encoder as models
 
     counts = np.array([30, 8, 0, 2])
     labels = np.repeat(np.arange(4), counts)

@@ -104,8 +104,8 @@ def test_help_shows_every_setting_with_its_reason(finetune):
 
 def test_an_edited_constant_passes_the_same_checks_as_a_flag():
     import finetune
-    from console import InputError
-    from settings import read_settings
+    from system.console import InputError
+    from training.settings import read_settings
 
     constants = vars(finetune)
     assert read_settings(constants | {"LEARNING_RATE": 1}, []).learning_rate == 1.0
@@ -235,7 +235,7 @@ def test_a_model_that_would_be_wrong_is_refused(in_process, tmp_path, make, mess
 def test_a_lack_of_memory_while_a_model_is_loaded_is_no_wrong_input(monkeypatch, tiny):
     import transformers
 
-    import model as models
+    from inputs import encoder as models
 
     def no_memory(*_: object, **__: object) -> None:
         raise MemoryError
@@ -272,8 +272,8 @@ def test_a_builtin_model_whose_bytes_differ_is_refused(in_process, tmp_path, mon
 
 @pytest.mark.parametrize("installed", [False, True])
 def test_a_builtin_model_that_is_not_installed_whole_is_an_error(tmp_path, monkeypatch, installed):
-    import model_files
-    from console import InputError
+    from inputs import encoder_files as model_files
+    from system.console import InputError
 
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)]) if installed else None
     monkeypatch.setattr(model_files.importlib.util, "find_spec", lambda name: spec)

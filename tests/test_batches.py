@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data
-import readers
+from inputs import files as readers
 
 # The sentences of SST-2's training data by number of tokens (bert-base-uncased), from 0 tokens on.
 SST2_LENGTHS = json.loads((ROOT / "benchmarks" / "sst2_lengths.json").read_text())
@@ -175,7 +175,7 @@ def test_whatever_the_csv_module_writes_is_read_back_with_its_line(tmp_path_fact
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    import model as models
+    from inputs import encoder as models
 
     return models.load_model("builtin", ["a", "b"], None)[1]
 
@@ -211,7 +211,7 @@ def test_tokens_are_those_that_the_tokenizer_itself_gives(tmp_path, tokenizer, p
 
 
 def test_the_same_data_is_never_tokenized_twice_whatever_was_done_with_the_tokenizer(tmp_path):
-    import model as models
+    from inputs import encoder as models
 
     def tokenize(max_length: int, side: str = "right") -> tuple[list, int, str]:
         """Both splits in a run of their own: their rows, calls of the tokenizer, and its file."""

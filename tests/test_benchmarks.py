@@ -28,10 +28,9 @@ import speed
 import work
 from contenders import CONTENDERS
 
-import checkpoint
-import faster
-import model as models
-import run_folder
+from inputs import encoder as models
+from system import speed as faster
+from training import checkpoint, run_folder
 
 TINY = DistilBertConfig(dim=32, hidden_dim=64, n_layers=2, n_heads=2)
 

@@ -10,8 +10,8 @@ import transformers
 from conftest import copy_tokenizer
 from torch.nn import functional as F
 
-import faster
-import model as models
+from inputs import encoder as models
+from system import speed as faster
 
 SIZES = {
     "hidden_size": 32,

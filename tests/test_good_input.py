@@ -8,7 +8,7 @@ import pytest
 from conftest import ROWS, copy_tokenizer, save_tiny
 
 import data
-from console import InputError
+from system.console import InputError
 
 
 def record(folder) -> dict:
@@ -243,7 +243,7 @@ def test_a_checkpoint_in_fp16_trains_in_float32_and_keeps_label_names(tmp_path, 
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    import model as models
+    from inputs import encoder as models
 
     half = AutoModelForSequenceClassification.from_pretrained(tiny, dtype=torch.float16)
     half.save_pretrained(tmp_path / "half")
@@ -257,7 +257,7 @@ def test_a_head_for_the_same_labels_is_kept_and_one_for_others_is_not(tmp_path, 
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    import model as models
+    from inputs import encoder as models
 
     labels = ["negative", "positive"]
     other = AutoModelForSequenceClassification.from_pretrained(tiny)
@@ -286,7 +286,7 @@ def test_a_config_that_asks_for_other_outputs_trains(in_process, tmp_path):
 
 
 def test_a_tokenizer_with_fixed_padding_does_not_pad(tmp_path):
-    import model as models
+    from inputs import encoder as models
 
     content = "text,label\n" + "a good film,1\na bad film that is far too long,0\n" * 5
     text = load(tmp_path, "a.csv", content)

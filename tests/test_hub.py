@@ -19,7 +19,7 @@ from conftest import ROWS, save_tiny, start
 from hub_server import hub
 
 import finetune as script
-import hub as questions
+from inputs import hub as questions
 
 MODEL = "distilbert/distilbert-base-uncased"
 SHORT = ["--max-train-samples", "32", "--epochs", "1"]

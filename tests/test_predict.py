@@ -22,15 +22,15 @@ from conftest import CSV, NEGATIVE, POSITIVE, ROOT, ROWS, SST2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import console
 import predict
+from system import console
 
 TEXTS = [*POSITIVE, "a " * 300, *NEGATIVE, "x", "a fine film\0 with a NUL", "y" * 100_000]
 
 
 @pytest.fixture(scope="module")
 def classifier(trained):
-    import classify
+    from outputs import classifier as classify
 
     return classify.load(str(trained.folder))
 
@@ -38,7 +38,7 @@ def classifier(trained):
 @pytest.fixture
 def predicted(trained, classifier, tmp_path, monkeypatch, capfd):
     """What predict.py does, without seconds of imports: `predicted(*arguments, stdin=b"")`."""
-    import classify
+    from outputs import classifier as classify
 
     load, run = classify.load, str(trained.folder)
     monkeypatch.setattr(classify, "load", lambda name: classifier if name == run else load(name))
@@ -148,7 +148,7 @@ def test_windows_grow_and_stay_within_a_megabyte_however_long_the_input(classifi
 def test_a_file_larger_than_a_window_is_answered_in_order_and_in_little_memory(
     predicted, tmp_path, monkeypatch
 ):
-    import classify
+    from outputs import classifier as classify
 
     def by_number(_, texts, pairs=None, on_batch=None, **__):
         on_batch(len(texts))

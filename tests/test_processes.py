@@ -18,11 +18,11 @@ from conftest import CSV, ONE_THREAD, ROOT, block, free_port, save_tiny, scenari
 from hypothesis import given
 from hypothesis import strategies as st
 
-import checkpoint
 import data
-import mapped
-import processes
-from console import RunError
+from system import collectives as processes
+from system import mapped
+from system.console import RunError
+from training import checkpoint
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 FLAGS = ["--data", "builtin", "--epochs", "2", "--max-train-samples", "61", "--batch-size", "8"]
@@ -110,7 +110,7 @@ def test_gradients_are_sent_once_a_step_however_many_micro_batches_it_has(monkey
     import contextlib
 
     import finetune
-    from settings import read_settings
+    from training.settings import read_settings
 
     events = []
 

@@ -12,9 +12,9 @@ import torch
 from conftest import README, ROOT, ROWS, block
 from torch.nn.functional import cross_entropy
 
-import console
 import predict
 import report
+from system import console
 
 
 def test_the_step_by_hand_runs_and_does_what_it_says(capsys, monkeypatch):
@@ -109,7 +109,7 @@ def test_the_commands_for_answers_and_reports_run_as_they_stand(
 
 def test_each_step_of_the_tutorial_leads_to_a_function_that_is_there():
     section = README.partition("## From the tutorial to here")[2].partition("\n## ")[0]
-    found = re.findall(r"`(\w+)` in `(\w+\.py)`", section)
+    found = re.findall(r"`(\w+)` in `([\w/]+\.py)`", section)
     assert len(found) >= 12
     for name, file in found:
         assert re.search(rf"^(def|class) {name}\b", (ROOT / file).read_text(), re.MULTILINE), name
@@ -121,8 +121,10 @@ def test_every_picture_of_the_readme_is_there():
 
 
 def test_every_file_in_the_readmes_table_exists_and_none_is_missing():
-    listed = set(re.findall(r"^\| `(\w+\.py)` \|", README, re.MULTILINE))
-    assert listed == {file.name for file in ROOT.glob("*.py")}
+    listed = set(re.findall(r"^\| `([\w/]+\.py)` \|", README, re.MULTILINE))
+    rooms = ("inputs", "training", "outputs", "system")
+    files = [*ROOT.glob("*.py"), *(file for room in rooms for file in (ROOT / room).glob("*.py"))]
+    assert listed == {str(file.relative_to(ROOT)) for file in files if file.name != "__init__.py"}
 
 
 def test_the_code_passes_ruff():

@@ -12,12 +12,11 @@ import huggingface_hub
 import numpy as np
 import pytest
 
-import compare
-import model_card
-import pictures
-import record as records
 import report
-from console import InputError
+from outputs import compare, model_card
+from outputs import plots as pictures
+from system.console import InputError
+from training import record as records
 
 
 def png_size(path) -> tuple[int, int]:

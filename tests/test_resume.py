@@ -28,12 +28,11 @@ from conftest import (
 )
 from hypothesis import given, settings, strategies
 
-import checkpoint
-import files
 import finetune as script
-import record as records
-import run_folder
-from settings import read_settings
+from system import disk as files
+from training import checkpoint, run_folder
+from training import record as records
+from training.settings import read_settings
 
 # Two epochs of eight steps, with dropout, and lines of metrics.jsonl that straddle a stop.
 FLAGS = ["--data", "builtin", "--epochs", "2", "--max-train-samples", "64", "--batch-size", "8"]

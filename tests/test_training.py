@@ -17,13 +17,12 @@ import torch
 from conftest import ROWS, limited, save_tiny
 from torch.utils.data import DataLoader
 
-import checkpoint
 import data
-import faster
 import finetune as script
-import model as models
-import run_folder
-from settings import read_settings
+from inputs import encoder as models
+from system import speed as faster
+from training import checkpoint, run_folder
+from training.settings import read_settings
 
 
 def make_settings(*flags: str) -> SimpleNamespace:
@@ -395,14 +394,14 @@ def test_bf16_computes_in_bf16_and_keeps_weights_in_float32(tmp_path):
     ],
 )
 def test_each_way_of_running_out_of_memory_is_known(said):
-    from console import is_out_of_memory
+    from system.console import is_out_of_memory
 
     assert is_out_of_memory(RuntimeError(said)) and is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
 
 def test_a_log_file_gets_lines_with_rate_loss_and_time_left(monkeypatch, capsys):
-    import console
+    from system import console
 
     monkeypatch.setattr(console, "SECONDS_BETWEEN_LOG_LINES", 0)
     with console.progress(total=200, unit="sentences", desc="training") as bar:

@@ -25,21 +25,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.figure
+import metric  # noqa: F401
 import safetensors.torch
 import scipy.stats  # noqa: F401
 import torch
 import transformers.models.distilbert.modeling_distilbert
 import transformers.trainer_utils  # noqa: F401
 
-import checkpoint
-import console
 import finetune
-import hub
-import metric  # noqa: F401
-import pictures
-import processes
-import run_folder
-from settings import read_settings
+from inputs import hub
+from outputs import plots as pictures
+from system import collectives as processes
+from system import console
+from training import checkpoint, run_folder
+from training.settings import read_settings
 
 
 def program(flags: list[str]) -> None:

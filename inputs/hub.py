@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import huggingface_hub
 from huggingface_hub import constants, errors
 
-from console import InputError, one_line, say
+from system.console import InputError, one_line, say
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

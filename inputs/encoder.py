@@ -10,9 +10,9 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto import modeling_auto as known
 
-from console import InputError, is_out_of_memory, one_line, say
-from files import replace_folder
-from model_files import find_model
+from inputs.encoder_files import find_model
+from system.console import InputError, is_out_of_memory, one_line, say
+from system.disk import replace_folder
 
 LONGEST_BY_DEFAULT = 512
 

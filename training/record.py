@@ -8,12 +8,11 @@ import platform
 from pathlib import Path
 from types import SimpleNamespace
 
-import hub
-import mapped
-import model_files
-import processes
-import tables
-from console import InputError, say
+from inputs import encoder_files as model_files
+from inputs import hub, tables
+from system import collectives as processes
+from system import mapped
+from system.console import InputError, say
 
 NAME = "run.json"
 AUTOMATIC = (None, "auto")  # The values of a setting that the run finds out.

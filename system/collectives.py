@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import console
-from console import InputError, RunError
+from system import console
+from system.console import InputError, RunError
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 # What must be of one version wherever a part of the run is computed.
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "evaluate", "numpy", "safetensors")
+ROOMS = ("inputs", "training", "outputs", "system")  # The folders of this program's code.
 # Leaders read and tokenize for as long as it takes, while all others wait.
 LONGEST_WAIT = datetime.timedelta(days=7)
 
@@ -144,8 +145,11 @@ def leave() -> None:
 
 def code() -> dict[str, bytes]:
     """SHA-256 of each file of this program."""
-    files = sorted(Path(__file__).resolve().parent.glob("*.py"))
-    return {file.name: hashlib.sha256(file.read_bytes()).digest() for file in files}
+    top = Path(__file__).resolve().parents[1]
+    files = sorted([*top.glob("*.py"), *(f for room in ROOMS for f in (top / room).glob("*.py"))])
+    return {
+        str(file.relative_to(top)): hashlib.sha256(file.read_bytes()).digest() for file in files
+    }
 
 
 def versions() -> dict[str, str]:

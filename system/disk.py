@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from safetensors import SafetensorError
 
-from console import RunError, one_line
+from system.console import RunError, one_line
 
 PARTIAL = ".partial"  # Ends the name of what is being written.
 _mark = ""  # Stands before that, where several processes may write the same file.

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-import files
+from system import disk as files
 
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 PURPLE, ORANGE, SKY = "#CC79A7", "#E69F00", "#56B4E9"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from console import InputError
+from system.console import InputError
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -7,10 +7,10 @@ from decimal import Decimal
 import pyarrow.compute
 from datasets import Dataset
 
-import mapped
-from console import InputError
-from readers import MOST_PROBLEMS
-from tables import Table
+from inputs.files import MOST_PROBLEMS
+from inputs.tables import Table
+from system import mapped
+from system.console import InputError
 
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d{1,3})?", re.IGNORECASE)
 

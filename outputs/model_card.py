@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-import hub
+from inputs import hub
 
 # What is known by another name on the Hub than here, and under which license it is there.
 MODELS = {

@@ -8,7 +8,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-import processes
+from system import collectives as processes
 
 # oneDNN would keep 1024 of the programs that it writes, up to 40 for each length of a batch, in
 # hundreds of megabytes; those of a step are enough. It looks here when it is first used.

@@ -12,14 +12,14 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import hub
-from console import InputError, RunError, one_line
-from readers import MOST_PROBLEMS, READERS, Rows
+from inputs import hub
+from inputs.files import MOST_PROBLEMS, READERS, Rows
+from system.console import InputError, RunError, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-BUILTIN = Path(__file__).resolve().parent / "builtin"
+BUILTIN = Path(__file__).resolve().parents[1] / "builtin"
 SPLIT_NAMES = {
     "train": ("train",),
     "validation": ("validation", "dev", "valid", "val", "validation_matched"),

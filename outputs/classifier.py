@@ -10,13 +10,13 @@ import torch
 import transformers
 
 import data
-import faster
-import hub
-import model as models
-import model_files
-import record as records
-import run_folder
-from console import InputError, say
+from inputs import encoder as models
+from inputs import encoder_files as model_files
+from inputs import hub
+from system import speed as faster
+from system.console import InputError, say
+from training import record as records
+from training import run_folder
 
 MOST_CHARACTERS = 1000  # For each token.
 BATCH_SIZE = 64  # Answers do not depend on it, but for rounding.

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from console import one_line, progress
+from system.console import one_line, progress
 
 Rows = Iterator[tuple[int, dict[str, object]]]
 

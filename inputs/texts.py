@@ -8,10 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
-import tables
-import writers
-from console import InputError, say
-from readers import MOST_PROBLEMS
+from inputs import tables
+from inputs.files import MOST_PROBLEMS
+from outputs import writers
+from system.console import InputError, say
 
 # Texts of like length share a batch: the more there are to choose from, the less is padded. The
 # first are few, so that the first answers come soon.

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 
 import filelock
 
-import files
-import hub
-import record as records
-from console import InputError, say
+from inputs import hub
+from system import disk as files
+from system.console import InputError, say
+from training import record as records
 
 METRICS, CHECKPOINT, MODEL, LOCK = "metrics.jsonl", "checkpoint.pt", "model", "run.lock"
 
@@ -133,7 +133,7 @@ def claim(settings: SimpleNamespace, record: dict) -> Iterator[tuple[Path, dict,
     Raises:
         InputError: another process has it, or it holds a run that can't be gone on with.
     """
-    import checkpoint
+    from training import checkpoint
 
     folder = _make(settings.output_dir)
     with _lock(folder):

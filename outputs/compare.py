@@ -127,7 +127,7 @@ def _names(runs: Sequence[Run]) -> dict[Path, str]:
 
 def picture(path: Path, runs: Sequence[Run]) -> None:
     """Draw the curves of all runs, the best ones first, as the file `path`."""
-    import pictures
+    from outputs import plots as pictures
 
     names, differing, curves = _names(runs), _differing(runs), []
     for run in (run for group in _groups(runs) for run in group):

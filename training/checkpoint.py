@@ -11,8 +11,8 @@ from typing import BinaryIO
 import torch
 from torch import nn
 
-import files
-from console import InputError, RunError, one_line
+from system import disk as files
+from system.console import InputError, RunError, one_line
 
 FORMAT = 2  # Another one whenever what the state holds, or how it is meant, changes.
 # Stands behind what torch.save has written, where torch.load does not look.

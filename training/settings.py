@@ -8,12 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-import boards
-import model_files
-import record
-import run_folder
-import tables
-from console import InputError, Parser, gather
+from inputs import encoder_files as model_files
+from inputs import tables
+from system.console import InputError, Parser, gather
+from training import boards, record, run_folder
 
 Settings = SimpleNamespace  # Each setting under its constant's name in small letters.
 

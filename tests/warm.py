@@ -25,7 +25,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.figure
-import metric  # noqa: F401
 import safetensors.torch
 import scipy.stats  # noqa: F401
 import torch
@@ -33,6 +32,7 @@ import transformers.models.distilbert.modeling_distilbert
 import transformers.trainer_utils  # noqa: F401
 
 import finetune
+import training.scores  # noqa: F401
 from inputs import hub
 from outputs import plots as pictures
 from system import collectives as processes

@@ -292,7 +292,9 @@ def _problem_with(output: Path, wanted: SimpleNamespace) -> str | None:
 def main(argv: Sequence[str]) -> None:
     """Answer what the command line asks for."""
     wanted = read_arguments(argv)
-    import classify  # Takes seconds, and a wrong word on the command line is answered at once.
+    from outputs import (
+        classifier as classify,
+    )  # Takes seconds, and a wrong word on the command line is answered at once.
 
     problems: list[str] = []
     classifier = file = None

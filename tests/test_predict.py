@@ -400,7 +400,7 @@ def test_a_model_whose_head_is_no_choice_among_classes_is_refused(predicted, tra
 
 def test_two_that_write_one_file_leave_one_of_theirs_whole(tmp_path):
     code = (
-        "import pathlib, files, time; files.mark_as_own()\n"
+        "import pathlib, time; from system import disk as files; files.mark_as_own()\n"
         "def fill(out):\n    for _ in range(5): out.write({!r}); out.flush(); time.sleep(0.1)\n"
         "files.write_whole(pathlib.Path('out'), fill)"
     )

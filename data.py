@@ -1,31 +1,24 @@
 """Labelled text in, batches of tensors out: load, tokenize once, batch by length."""
 
-import math
-import sys
+import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import datasets
 import numpy as np
 import pyarrow.compute
 import torch
 import transformers
+from torch.utils.data import DataLoader
 
-from inputs import hub, labels, tables
-from inputs.encoder import forget_padding
-from system import mapped
-from system.console import InputError, progress, say
+from inputs import batches, encoder, files, hub, labels, tables
+from system import collectives, ranks
+from system.console import InputError, Problem, collect_problems, progress, say
+from system.randomness import generator
 
 datasets.disable_progress_bars()
 
-# Sentences are sorted by length inside a bucket of batches drawn at random: large, so that a batch
-# holds sentences of one length; at most a quarter of the data, so that who meets whom in a batch
-# is another matter in each epoch.
-MOST_BATCHES_PER_BUCKET = 100
-# At a time, where nobody says how many sentences: with more a CPU takes more memory, not less time.
-MOST_TOKENS_ON_CPU = 1024
-ROWS_BETWEEN_RELEASES = 250  # Of mapped pages: a row, wherever it lies, takes up to 200 kB of them.
-# Of a share of a batch that is empty: it has no loss, as torch ignores this label.
+# In a process whose share of a batch is empty: torch ignores this label, so the loss is 0.
 NO_SENTENCE = {
     "input_ids": torch.zeros(1, 1, dtype=torch.int64),
     "attention_mask": torch.ones(1, 1, dtype=torch.int64),
@@ -33,24 +26,17 @@ NO_SENTENCE = {
 }
 
 
+# ---- Load ----
+
+
 class LabelledText(NamedTuple):
-    """The splits of a data set (`train`, `validation`, perhaps `test`) and the classes in it.
+    """The splits of a data set and its classes."""
 
-    A split has the columns of `tables.read_table`; `labels` are the names of the classes in the
-    order of their ids; `ids` gives the id of each label as the data writes it; `text_columns` (one,
-    or two of a pair) and `label_column` are those that were read.
-    """
-
-    splits: dict[str, datasets.Dataset]
-    labels: list[str]
-    ids: dict[str, int]
-    text_columns: list[str]
+    splits: dict[str, datasets.Dataset]  # train, validation, perhaps test, as of read_table.
+    labels: list[str]  # The names of the classes in the order of their ids.
+    ids: dict[str, int]  # The id of each label as the data writes it.
+    text_columns: list[str]  # One, or two of a pair.
     label_column: str
-
-
-def generator(seed: int, use: str, *when: int) -> np.random.Generator:
-    """Random numbers for one use alone, so that no use can shift the numbers of another."""
-    return np.random.default_rng([seed, *use.encode(), *when])
 
 
 def load(
@@ -59,35 +45,30 @@ def load(
     label_column: str | None = None,
     seed: int = 0,
 ) -> LabelledText:
-    """The checked splits of `name`; validation is a tenth of train, by `seed`, where it has none.
+    """The checked splits of `name`; a tenth of train is held out if there is no validation split.
 
-    Args:
-        name: `sst2`, `builtin`, a Hub data set (`id` or `id:config`), a file, or a folder.
-        text_columns: one column of text, or two for a pair; None to find it by the usual names.
-        label_column: None to find it by the usual names.
-    Raises:
-        InputError: with one problem for each thing that is wrong in any of the splits.
+    InputError with each problem in any of the splits. `seed` decides which rows are held out. The
+    name is `sst2`, `builtin`, a Hub data set (`id` or `id:config`), a file, or a folder; columns
+    that are None are found by their usual names.
     """
-    files = tables.find_files(name)
+    paths = files.find_files(name)
     opened: dict[str, tables.Table] = {}
     splits: dict[str, datasets.Dataset] = {}
     own_order: list[str] | None = None
-    problems: list[str] = []
-    for split, source in (files or _hub_splits(name)).items():
+    problems: list[Problem] = []
+    for split, source in (paths or _hub_splits(name)).items():
         labelled = split != "test"  # GLUE and others publish their test split without labels.
-        try:
-            if files:
+        with collect_problems(problems):
+            if paths:
                 table = tables.open_file(source)
             else:
                 table = tables.open_hub_split(source, f"--data {name}, {split}")
             text, label = tables.find_columns(table, text_columns, label_column, labelled)
-            # What train has is read of the others too, and not another column with a usual name.
+            # All splits are read by the columns of train, even if they have others of usual names.
             text_columns, label_column = text_columns or text, label_column or label
             own_order = own_order or table.names.get(label)
             opened[split] = table
             splits[split] = tables.read_table(table, text, label, labelled)
-        except InputError as error:
-            problems += error.problems
     if problems:
         raise InputError(*problems)
     if "test" in splits and not labels.has_labels(splits["test"], splits["train"]):
@@ -101,14 +82,15 @@ def load(
 
 def _hub_splits(name: str) -> dict[str, datasets.Dataset]:
     """The splits of a data set on the Hub, by our names for them."""
-    found = hub.fetch_data(name)
+    published = hub.fetch_data(name)
     splits = {
-        split: found[next(filter(found.__contains__, stems))]
-        for split, stems in tables.SPLIT_NAMES.items()
-        if not found.keys().isdisjoint(stems)
+        split: published[next(filter(published.__contains__, stems))]
+        for split, stems in files.SPLIT_NAMES.items()
+        if not published.keys().isdisjoint(stems)
     }
     if "train" not in splits:
-        raise InputError(f"--data {name}: no train split; the splits are {', '.join(found)}")
+        what = f"no train split; the splits are {', '.join(published)}"
+        raise InputError(Problem(name, what, flag="--data"))
     return splits
 
 
@@ -117,12 +99,12 @@ def hold_out(
 ) -> dict[str, datasets.Dataset]:
     """A tenth of the training rows as validation, of each class alike; a class of one row stays."""
     train = splits["train"]
-    parts = mapped.in_parts(train.data["label"].chunks)
-    classes = np.concatenate([[ids[label] for label in part.to_pylist()] for part in parts])
+    chunks = train.data["label"].chunks
+    classes = np.concatenate([[ids[label] for label in chunk.to_pylist()] for chunk in chunks])
     rows_of_class = np.bincount(classes)
     order = np.lexsort((generator(seed, "hold out").random(len(train)), classes))
     order = order[rows_of_class[classes[order]] > 1]
-    # Every tenth of the rows in order of class: a tenth of each, and never the whole of one.
+    # Every tenth row in the order of classes: a tenth of each, and never all of one.
     held = np.zeros(len(train), dtype=bool)
     held[order[::10]] = True
     kept = {"train": np.flatnonzero(~held), "validation": np.flatnonzero(held)}
@@ -131,9 +113,12 @@ def hold_out(
 
 
 def subset(split: datasets.Dataset, size: int, seed: int) -> datasets.Dataset:
-    """At most `size` of the rows, at random, in the order in which they stood."""
+    """At most `size` random rows, in their old order."""
     chosen = generator(seed, "subset").permutation(len(split))[:size]
     return split.select(np.sort(chosen))
+
+
+# ---- Tokenize ----
 
 
 class TokenizedText(torch.utils.data.Dataset):
@@ -143,22 +128,19 @@ class TokenizedText(torch.utils.data.Dataset):
     `lengths` holds the number of tokens of each row, int32 of shape (rows,).
     """
 
-    def __init__(self, rows: datasets.Dataset):
-        self.rows = rows
-        chunks = mapped.in_parts(rows.data["input_ids"].chunks)
-        self.lengths = np.concatenate(
-            [pyarrow.compute.list_value_length(chunk) for chunk in chunks]
-        )
-        self.read = 0  # Rows since the last time that pages were let go.
+    def __init__(self, rows: datasets.Dataset, pad_token_id: int, max_length: int, classes: int):
+        self.rows, self.pad_token_id = rows, pad_token_id
+        self.max_length, self.classes = max_length, classes
+        chunks = rows.data["input_ids"].chunks
+        self.lengths = np.concatenate([pyarrow.compute.list_value_length(c) for c in chunks])
 
-    def files(self) -> list[str]:
-        """The Arrow files on disk that hold the rows, for `map_tokens`."""
-        return [file["filename"] for file in self.rows.cache_files]
-
-    def count_classes(self, classes: int) -> np.ndarray:
-        """How many rows each class has; int64 of shape (classes,)."""
-        parts = mapped.in_parts(self.rows.data["labels"].chunks)
-        return sum(np.bincount(part, minlength=classes) for part in parts)
+    def class_weights(self, kind: str | None, device: str) -> torch.Tensor | None:
+        """The setting CLASS_WEIGHTS as float32 of shape (classes,); None: all sentences count 1."""
+        if kind is None:
+            return None
+        chunks = self.rows.data["labels"].chunks
+        counts = sum(np.bincount(chunk, minlength=self.classes) for chunk in chunks)
+        return balanced_weights(counts).to(device)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -167,204 +149,122 @@ class TokenizedText(torch.utils.data.Dataset):
         return self.rows[index]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, list[int] | int]]:
-        columns = self.rows[indices]  # One look-up in place of 32.
-        self.read += len(indices)
-        if self.read >= ROWS_BETWEEN_RELEASES:
-            mapped.release()
-            self.read = 0
+        columns = self.rows[indices]  # One look-up instead of 32.
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
+def balanced_weights(counts: np.ndarray) -> torch.Tensor:
+    """The weight of a sentence of each class if all classes count the same; the mean is 1."""
+    weights = counts.sum() / counts.clip(min=1) / np.count_nonzero(counts)
+    return torch.tensor(weights, dtype=torch.float32)
+
+
 def tokenize(
-    split: datasets.Dataset, ids: dict[str, int], tokenizer, max_length: int, what: str
+    text: LabelledText, tokenizer: transformers.PreTrainedTokenizerFast, max_length: int
+) -> dict[str, TokenizedText]:
+    """Every split as at most `max_length` token ids a row; done once, kept in datasets' cache."""
+    with collectives.local_main_first():
+        return {split: tokenize_split(text, split, tokenizer, max_length) for split in text.splits}
+
+
+def tokenize_split(
+    text: LabelledText,
+    name: str,
+    tokenizer: transformers.PreTrainedTokenizerFast,
+    max_length: int,
 ) -> TokenizedText:
-    """The split as at most `max_length` token ids a row; done once, kept in datasets' cache."""
+    """The split `name` as at most `max_length` token ids a row."""
+    split, ids = text.splits[name], text.ids
     pairs = split[0]["text_pair"] is not None
     columns = {"input_ids": datasets.List(datasets.Value("int32"))}
     if pairs and "token_type_ids" in tokenizer.model_input_names:
         columns["token_type_ids"] = datasets.List(datasets.Value("int8"))
+    others = {"labels": datasets.Value("int64"), "was_cut": datasets.Value("bool")}
 
     def encode_rows(batch: dict[str, list]) -> dict[str, list]:
         second = batch["text_pair"] if pairs else None
-        encoded = encode(tokenizer, batch["text"], second, max_length)
+        encoded = encoder.encode(tokenizer, batch["text"], second, max_length)
         bar.update(len(batch["text"]))
-        if bar.n % 100_000 < len(batch["text"]):
-            mapped.release()
         return {column: encoded[column] for column in columns} | {
             "labels": [ids[label] for label in batch["label"]],
             "was_cut": [bool(encoding.overflowing) for encoding in encoded.encodings],
         }
 
-    # The cache's key is made by hand: a tokenizer's state, and so its hash, changes with its use.
-    forget_padding(tokenizer)
+    # The cache's key is made here, because a tokenizer's state, and its hash, change with its use.
+    encoder.forget_padding(tokenizer)
     state = (tokenizer.backend_tokenizer.to_str(), tokenizer.truncation_side, max_length)
     content = (split._fingerprint, state, sorted(columns), ids, "tokens 2")
-    with progress(len(split), "sentences", f"tokenizing {what}") as bar:
+    with progress(len(split), "sentences", f"tokenizing {name}") as bar:
         rows = split.map(
             encode_rows,
             batched=True,
-            batch_size=tables.ROWS_AT_A_TIME,
+            batch_size=tables.CHUNK_ROWS,
             remove_columns=split.column_names,
-            features=datasets.Features(
-                columns | {"labels": datasets.Value("int64"), "was_cut": datasets.Value("bool")}
-            ),
+            features=datasets.Features(columns | others),
             new_fingerprint=datasets.fingerprint.Hasher.hash(content),
-            writer_batch_size=tables.ROWS_AT_A_TIME,
+            writer_batch_size=tables.CHUNK_ROWS,
         )
-    cut = sum(part.true_count for part in mapped.in_parts(rows.data["was_cut"].chunks))
+    cut = sum(chunk.true_count for chunk in rows.data["was_cut"].chunks)
     if cut:
-        say(f"{cut:,} of {len(rows):,} {what} sentences were cut to {max_length} tokens")
-    return TokenizedText(rows.remove_columns("was_cut"))
+        say(f"{cut:,} of {len(rows):,} {name} sentences were cut to {max_length} tokens")
+    rows = rows.remove_columns("was_cut")
+    return TokenizedText(rows, tokenizer.pad_token_id, max_length, len(text.labels))
 
 
-def encode(
-    tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
-) -> transformers.BatchEncoding:
-    """Texts, or pairs of them, as at most `max_length` token ids each, unpadded.
-
-    `token_type_ids`, which tell the first text from the second, are there for pairs alone, and if
-    the model reads them.
-    """
-    return tokenizer(
-        list(texts),
-        list(pairs) if pairs is not None else None,
-        truncation=True,
-        max_length=max_length,
-        padding=False,
-        return_token_type_ids=pairs is not None and "token_type_ids" in tokenizer.model_input_names,
-    )
+# ---- Batch ----
 
 
-def map_tokens(files: list[str]) -> TokenizedText:
-    """What another process of this machine has tokenized, in the same files."""
-    rows = datasets.concatenate_datasets(list(map(datasets.Dataset.from_file, files)))
-    return TokenizedText(rows.remove_columns("was_cut"))
+class Batching(Protocol):
+    """The settings that decide which sentences share a batch and a micro-batch."""
 
-
-def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The row numbers of each batch of an epoch: a pure function of its arguments.
-
-    Batches hold sentences of like length, so that little is padded, and come in random order, so
-    that no stretch of the epoch trains on long sentences alone. Every row comes once; one batch
-    may be smaller.
-    """
-    random = generator(seed, "order", epoch)
-    order = np.arange(len(lengths), dtype=np.int32)  # Half of the usual size, for millions.
-    random.shuffle(order)
-    bucket_size = batch_size * min(MOST_BATCHES_PER_BUCKET, len(lengths) // (4 * batch_size) or 1)
-    for start in range(0, len(order), bucket_size):
-        bucket = order[start : start + bucket_size]
-        bucket[:] = bucket[np.argsort(lengths[bucket], kind="stable")]
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    return [batches[number] for number in random.permutation(len(batches))]
-
-
-def sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """The row numbers of each batch of an evaluation, the longest rows first."""
-    order = np.argsort(-lengths, kind="stable")
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    seed: int
+    batch_size: int
+    micro_batch_size: int | None
+    device: str
 
 
 class Batch(NamedTuple):
-    """What a process takes of one batch, and how many sentences each of them has of it."""
+    """One batch, with the sentences of it that this process takes."""
 
-    micro_batches: list[dict[str, torch.Tensor]]  # As `collate` makes them; none of an empty share.
-    shares: list[int]
-    rows: np.ndarray  # The numbers of those in micro_batches.
+    micro_batches: list[dict[str, torch.Tensor]]  # This process's, as of `batches.collate`.
+    sentences: int  # The number of those of all processes together.
+    rows: np.ndarray  # The row numbers of this process's.
 
 
-def share_out(lengths: np.ndarray, processes: int) -> list[np.ndarray]:
-    """Which sentences of a batch each process takes, so that all have about as many tokens.
+def training_loader(
+    tokens: TokenizedText, settings: Batching, epoch: int, skip: int = 0
+) -> DataLoader[Batch]:
+    """The batches of an epoch, in random order; the first `skip` of them are not even read."""
+    order = batches.epoch_batches(tokens.lengths, settings.batch_size, settings.seed, epoch)
+    return make_loader(tokens, order[skip:], settings, fill_empty=True)
 
-    A process gets sentences of like length, so that little is padded. Shares differ by less than
-    twice the tokens of the longest sentence; with few sentences or long ones some may be empty.
 
-    Args:
-        lengths: the number of tokens of each sentence of the batch.
-    """
-    if processes == 1:
-        return [np.arange(len(lengths))]
-    order = np.argsort(lengths, kind="stable")
-    ends = np.cumsum(lengths[order])
-    # A sentence belongs where its middle lies, of all tokens in a row.
-    owners = ((ends - lengths[order] / 2) * processes // ends[-1]).astype(int)
-    return [order[owners == process] for process in range(processes)]
+def evaluation_loader(tokens: TokenizedText, settings: Batching) -> DataLoader[Batch]:
+    """Every sentence once, the longest first."""
+    order = batches.sorted_batches(tokens.lengths, settings.batch_size)
+    return make_loader(tokens, order, settings)
 
 
 def make_loader(
-    tokens: TokenizedText,
-    batches: list[np.ndarray],
-    pad_token_id: int,
-    most: int | None,
-    max_length: int,
-    device: str,
-    rank: int = 0,
-    processes: int = 1,
-) -> torch.utils.data.DataLoader[Batch]:
-    """What process `rank` takes of the `batches` of row numbers, padded, as tensors.
+    tokens: TokenizedText, order: list[np.ndarray], settings: Batching, fill_empty: bool = False
+) -> DataLoader[Batch]:
+    """This process's share of each batch in `order`, which holds row numbers, as padded tensors.
 
-    Args:
-        most: the most rows of a micro-batch; None: a share is whole, on a CPU of at most
-            MOST_TOKENS_ON_CPU tokens.
+    With `fill_empty`, an empty share is NO_SENTENCE, because the others wait for its gradient.
     """
-    most_tokens, multiple = limits(device, max_length)
-
-    def load(batch: np.ndarray) -> Batch:
-        shares = share_out(tokens.lengths[batch], processes)
-        own, micro_batches = batch[shares[rank]], []
-        if len(own):
-            rows = tokens.__getitems__(own)
-            micro_batches = collate(rows, pad_token_id, most, most_tokens, multiple)
-        return Batch(micro_batches, list(map(len, shares)), own)
-
-    # One by one, as they are batches already.
-    return torch.utils.data.DataLoader(
-        batches, batch_size=None, collate_fn=load, pin_memory=device == "cuda"
-    )
+    # One by one (batch_size=None), because the items of `order` are batches already.
+    load_one = functools.partial(_load_batch, tokens, settings, fill_empty)
+    pinned = settings.device == "cuda"
+    return DataLoader(order, batch_size=None, collate_fn=load_one, pin_memory=pinned)
 
 
-def limits(device: str, max_length: int) -> tuple[int, int]:
-    """`most_tokens` and `multiple` of `collate` that suit a device."""
-    most_tokens = MOST_TOKENS_ON_CPU if device == "cpu" else sys.maxsize
-    # The matrix units of a GPU work on tiles. A model may have max_length positions only.
-    return most_tokens, 8 if device == "cuda" and max_length % 8 == 0 else 1
-
-
-def collate(
-    rows: Sequence[dict],
-    pad_token_id: int,
-    most: int | None,
-    most_tokens: int = sys.maxsize,
-    multiple: int = 1,
-) -> list[dict[str, torch.Tensor]]:
-    """One batch as micro-batches of at most `most` rows, each padded to its own longest row.
-
-    Args:
-        most_tokens: where `most` is None, a batch with more, padded to its longest row, is split
-            into parts of like size.
-        multiple: the number of tokens of a row is rounded up to a multiple of it.
-    Returns:
-        Per micro-batch: `input_ids`, `attention_mask` and perhaps `token_type_ids`, int64 of shape
-        (rows, tokens), and `labels`, where rows have them, int64 of shape (rows,).
-    """
-    if most is None:
-        longest = max(len(row["input_ids"]) for row in rows)
-        parts = math.ceil(len(rows) / max(1, most_tokens // longest))
-        most = math.ceil(len(rows) / parts)
-    starts = range(0, len(rows), most)
-    return [_pad(rows[start : start + most], pad_token_id, multiple) for start in starts]
-
-
-def _pad(rows: Sequence[dict], pad_token_id: int, multiple: int) -> dict[str, torch.Tensor]:
-    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-    width = math.ceil(int(lengths.max()) / multiple) * multiple
-    mask = torch.arange(width) < lengths[:, None]
-    batch = {"attention_mask": mask.long()}
-    if "labels" in rows[0]:
-        batch["labels"] = torch.tensor([row["labels"] for row in rows])
-    for column in rows[0].keys() - {"labels"}:
-        padding = pad_token_id if column == "input_ids" else 0
-        padded = torch.full(mask.shape, padding)
-        padded[mask] = torch.tensor([number for row in rows for number in row[column]])
-        batch[column] = padded
-    return batch
+def _load_batch(
+    tokens: TokenizedText, settings: Batching, fill_empty: bool, numbers: np.ndarray
+) -> Batch:
+    own = numbers[batches.share_out(tokens.lengths[numbers], ranks.world_size())[ranks.rank()]]
+    micro_batches = [NO_SENTENCE] if fill_empty else []
+    if len(own):
+        most_tokens, multiple = batches.limits(settings.device, tokens.max_length)
+        rows, most = tokens.__getitems__(own), settings.micro_batch_size
+        micro_batches = batches.collate(rows, tokens.pad_token_id, most, most_tokens, multiple)
+    return Batch(micro_batches, len(numbers), own)

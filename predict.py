@@ -1,13 +1,13 @@
-"""Label texts with the model that a run left.
+"""Label texts with the model of a run.
 
 python predict.py runs/first "a fine film" "a dull one"    texts
-python predict.py runs/first < reviews.txt                 a text a line
+python predict.py runs/first < reviews.txt                 one text a line
 python predict.py runs/first reviews.csv --output new.csv  a csv, tsv, jsonl or parquet file
 python predict.py runs/first test.tsv --glue --output SST-2.tsv
-                                                           as the GLUE benchmark's server takes it
+                                                           a file for the GLUE benchmark's server
 
-On standard output a line a text, in their order: its label, a tab, and the probability. Where a
-file has labels too, standard error says how well they agree. A tab parts the two texts of a pair.
+On standard output one line a text, in their order: its label, a tab, and the probability. If a file
+has labels too, standard error says how well they agree. A tab separates the two texts of a pair.
 """
 
 from system import console
@@ -18,135 +18,84 @@ if __name__ == "__main__":
 import argparse
 import array
 import contextlib
-import io
 import itertools
 import os
-import re
-import select
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from inputs import labels, tables
+from tqdm import tqdm
+
+from inputs import labels, tables, texts
 from inputs.files import READERS
-from inputs.texts import (
-    FIRST_WINDOW,
-    LARGEST_WINDOW,
-    MOST_TEXTS,
-    TextFile,
-    is_blank,
-    look_through,
-    trained_columns,
-)
+from inputs.texts import MOST_TEXTS, TextFile
 from outputs import writers
 from outputs.writers import Answer
-from system import disk as files
-from system.console import InputError, Progress, progress, result, say
+from system import disk
+from system.console import InputError, Problem, collect_problems, progress, result, say
 
 if TYPE_CHECKING:
     from outputs.classifier import Classifier
 
 Text = Sequence[str | None]  # One, or two of a pair.
-MOST_CLASSES = 20  # Whose confusions can be read in a table.
-
-
-# ---- Lines ----
-
-
-def arrived_lines(stream: io.BufferedReader) -> Iterator[list[str]]:
-    """The lines of a stream, those that have arrived at a time: none is waited for.
-
-    Raises:
-        InputError: a line is not UTF-8; those before it have come.
-    """
-    unended, number, size = b"", 1, FIRST_WINDOW
-    # Not by read1(): where a pipe does not block, it takes what has not come yet for the end.
-    while (chunk := stream.raw.read(size)) != b"":
-        if chunk is None:
-            select.select([stream], [], [])
-            continue
-        *lines, unended = (unended + chunk).split(b"\n")
-        yield from _decoded(lines, number)
-        number, size = number + len(lines), min(2 * size, LARGEST_WINDOW)
-    if unended:
-        yield from _decoded([unended], number)
-
-
-def _decoded(lines: list[bytes], first: int) -> Iterator[list[str]]:
-    texts: list[str] = []
-    for number, line in enumerate(lines, first):
-        try:
-            texts.append(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r"))
-        except UnicodeDecodeError as error:
-            yield texts
-            raise InputError(
-                f"standard input, line {number}: byte {line[error.start]:#04x} is not UTF-8"
-            ) from None
-    yield texts
-
-
-def label_lines(classifier: "Classifier", parts: Iterable[list[str]], what: str) -> None:
-    """Print the answer to each line, of one part after the other."""
-    number = 1
-    takes_pairs = len(trained_columns(classifier.record, "text_column") or []) == 2
-    with progress(None, "texts", "predicting") as bar:
-        for lines in parts:
-            texts: list[Text] = [[line] for line in lines]
-            if takes_pairs:
-                texts = [line.split("\t") if line.strip() else [None, None] for line in lines]
-                texts = list(itertools.takewhile(lambda text: len(text) == 2, texts))
-            show(answers(classifier, texts, bar), classifier.labels)
-            number += len(texts)
-            if len(texts) < len(lines):
-                raise InputError(
-                    f"{what} {number}: the model was trained on pairs of texts; give two, with one "
-                    "tab between them"
-                )
 
 
 # ---- Answers ----
 
 
-def answers(classifier: "Classifier", texts: Sequence[Text], bar: Progress) -> list[Answer]:
-    """The answer to each text, in their order; None where there is none."""
-    from outputs import classifier as classify
+def answers(classifier: "Classifier", batch: Sequence[Text], bar: tqdm) -> list[Answer]:
+    """The answer to each text, in their order; None for a blank one."""
+    from outputs import classifier as classifiers
 
-    asked = [number for number, text in enumerate(texts) if not any(map(is_blank, text))]
-    found: list[Answer] = [None] * len(texts)
-    for start in range(0, len(asked), MOST_TEXTS):
-        part = asked[start : start + MOST_TEXTS]
-        columns = zip(*(texts[number] for number in part), strict=True)
-        classes, probabilities = classify.answer(classifier, *columns, on_batch=bar.update)
+    filled = [number for number, text in enumerate(batch) if not any(map(tables.is_blank, text))]
+    found: list[Answer] = [None] * len(batch)
+    for start in range(0, len(filled), MOST_TEXTS):
+        part = filled[start : start + MOST_TEXTS]
+        columns = zip(*(batch[number] for number in part), strict=True)
+        classes, probabilities = classifiers.answer(classifier, *columns, on_batch=bar.update)
         for number, *best in zip(part, classes.tolist(), probabilities.tolist(), strict=True):
             found[number] = tuple(best)
-    bar.update(len(texts) - len(asked))
+    bar.update(len(batch) - len(filled))
     return found
 
 
 def show(found: Sequence[Answer], names: Sequence[str]) -> None:
-    """Print a line for each answer: the label, a tab, and the probability; nothing for none."""
-    # A name may hold anything; a line is a line all the same.
-    names = [" ".join(name.split()) for name in names]
+    """Print a line for each answer: the label, a tab, and the probability; empty for None."""
+    names = [" ".join(name.split()) for name in names]  # A name may hold anything.
     lines = [f"{names[best[0]]}\t{best[1]:.4f}" if best else "" for best in found]
     if lines:
         result("\n".join(lines))
 
 
-# ---- Files ----
+def label_lines(classifier: "Classifier", parts: Iterable[list[str]], unit: str) -> None:
+    """Print the answer to each line, one part after the other."""
+    number = 1
+    takes_pairs = len(_trained_columns(classifier)["text_column"]) == 2
+    with progress(None, "texts", "predicting") as bar:
+        for lines in parts:
+            batch: list[Text] = [[line] for line in lines]
+            if takes_pairs:
+                batch = [line.split("\t") if line.strip() else [None, None] for line in lines]
+                batch = list(itertools.takewhile(lambda text: len(text) == 2, batch))
+            show(answers(classifier, batch, bar), classifier.labels)
+            number += len(batch)
+            if len(batch) < len(lines):
+                what = "the model was trained on pairs of texts"
+                remedy = "give two, with one tab between them"
+                raise InputError(Problem(f"{unit} {number}", what, remedy))
 
 
-def label_file(classifier: "Classifier", file: TextFile, wanted: SimpleNamespace) -> None:
+def label_file(classifier: "Classifier", file: TextFile, output: Path | None, glue: bool) -> None:
     """Print the answer to each row of a file, or write them with the rows; then the scores."""
-    ids = labels.ids_of(file.labels, classifier.labels)
+    ids, names = labels.ids_of(file.labels, classifier.labels), classifier.labels
     references, predictions = array.array("i"), array.array("i")  # Four bytes each.
 
-    def windows(bar: Progress) -> Iterator[tuple[list[dict], list[Answer]]]:
+    def windows(bar: tqdm) -> Iterator[tuple[list[dict], list[Answer]]]:
         for rows in file.windows():
-            texts = [[row.get(column) for column in file.text_columns] for row in rows]
-            found = answers(classifier, texts, bar)
+            batch = [[row.get(column) for column in file.text_columns] for row in rows]
+            found = answers(classifier, batch, bar)
             for row, best in zip(rows, found, strict=True):
                 with contextlib.suppress(TypeError, KeyError):
                     if best and ids:
@@ -154,119 +103,87 @@ def label_file(classifier: "Classifier", file: TextFile, wanted: SimpleNamespace
                         predictions.append(best[0])
             yield rows, found
 
-    names = classifier.labels
-    output = wanted.output and wanted.output.resolve()  # And not a link in its place.
     with progress(file.rows, "texts", "predicting") as bar:
-        found = windows(bar)
-        if wanted.output and wanted.glue:
-            files.write_whole(output, lambda out: writers.write_glue(out, found))
-        elif wanted.output:
-            how = wanted.output.suffix.lower(), file.path, file.columns, names, found
-            files.write_whole(output, lambda out: writers.write_table(out, *how))
-        elif wanted.glue:
-            writers.write_glue(sys.stdout.buffer, found)
+        rows = windows(bar)
+        if output:
+            ending, target = output.suffix.lower(), output.resolve()  # Not the link itself.
+            how = ending, file.path, file.columns, names, rows
+            fill = (lambda out: writers.write_glue(out, rows)) if glue else None
+            disk.write_whole(target, fill or (lambda out: writers.write_table(out, *how)))
+        elif glue:
+            writers.write_glue(sys.stdout.buffer, rows)
         else:
-            for _, answered in found:
+            for _, answered in rows:
                 show(answered, names)
-    if others := file.labels != {"-1"} and sorted(file.labels - ids.keys()):
-        shown = ", ".join(map(repr, others[:5]))
+    if unknown := file.labels != {"-1"} and sorted(file.labels - ids.keys()):
+        shown = ", ".join(map(repr, unknown[:5]))
         where = f"{file.path}: rows whose label in {file.label_column!r} the model does not know"
         say(f"{where} are not compared: {shown}")
     if references:
-        say(scores(references, predictions, names))
+        from training import scores
+
+        say(scores.report_lines(references, predictions, names))
 
 
-def scores(references: Sequence[int], predictions: Sequence[int], names: list[str]) -> str:
-    """How well predictions agree with what is right, in lines: by scikit-learn."""
-    from sklearn.metrics import classification_report, confusion_matrix
-
-    ids = sorted(set(references))  # Of others there is nothing to find.
-    right = sum(map(int.__eq__, references, predictions))
-    report = classification_report(
-        references,
-        predictions,
-        labels=ids,
-        target_names=[names[number] for number in ids],
-        digits=4,
-        zero_division=0,
-    )
-    matrix = confusion_matrix(references, predictions, labels=list(range(len(names))))
-    width = max(len(str(matrix.max())), *map(len, names))
-    total = len(references)
-    lines = [f"accuracy {right / total:.4f}: {right:,} of {total:,} are right", report]
-    if len(names) > MOST_CLASSES:
-        return "\n".join(lines)
-    lines.append("rows: what is right, columns: what was predicted")
-    lines.append(" ".join(f"{name:>{width}}" for name in ["", *names]))
-    for name, row in zip(names, matrix.tolist(), strict=True):
-        lines.append(" ".join(f"{cell:>{width}}" for cell in [name, *row]))
-    return "\n".join(lines)
+def _trained_columns(classifier: "Classifier | None") -> dict[str, list[str]]:
+    """The columns on which a model was trained, by setting; empty if its run.json is not there."""
+    settings = classifier.record["settings"] if classifier and classifier.record else {}
+    columns = {name: settings.get(name) or [] for name in ("text_column", "label_column")}
+    return {name: [c] if isinstance(c, str) else c for name, c in columns.items()}
 
 
 # ---- The command line ----
 
 
-def read_arguments(argv: Sequence[str]) -> SimpleNamespace:
-    """What is asked for, checked as far as a look at names shows.
-
-    Raises:
-        InputError: with one problem for each thing that is wrong.
-    """
+def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments, checked by a look at names; InputError with everything that is wrong."""
     parser = console.Parser(
         prog="predict.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    about_run = "folder of a run or a model, or a Hub id"
-    parser.add_argument("run", metavar="RUN", nargs="?", help=about_run)
-    parser.add_argument(
-        "texts", metavar="TEXT", nargs="*", help="texts, or a file of them; none: standard input"
-    )
-    parser.add_argument(
-        "--output", type=Path, help=f"write the file's rows and answers: {', '.join(READERS)}"
-    )
-    parser.add_argument("--glue", action="store_true", help="write a file for GLUE's server")
-    parser.add_argument(
-        "--text-column", nargs="+", help="one column, or two of a pair; else as in training"
-    )
-    parser.add_argument("--label-column", type=lambda name: [name], help="else as in training")
-    wanted = parser.parse_intermixed_args(argv)
-    texts, columns, output = wanted.texts, wanted.text_column or [], wanted.output
-    if not texts and len(columns) > 1 and _is_file(columns[-1]):
-        texts.append(columns.pop())  # `--text-column a file.csv`
-    named = [text for text in texts if _is_file(text)]
-    wanted.file = Path(named[0]) if named and len(texts) == 1 else None
-    problems = [] if wanted.run else ["RUN: name the folder of a run or a model first"]
-    if len(texts) > 1:
-        problems += [f"{name}: one file at a time, and no texts beside it" for name in named[:1]]
-    elif wanted.file and not wanted.file.is_file():
-        problems.append(f"{wanted.file}: no such file")
-    elif wanted.file and wanted.file.suffix.lower() not in READERS:
-        problems.append(
-            f"{wanted.file}: the ending is unknown; known: {', '.join(READERS)}; with a text a "
-            f"line, give it as standard input, `< {wanted.file}`"
-        )
-    for flag in ("output", "glue", "text_column", "label_column"):
-        if getattr(wanted, flag) and not named:
-            problems.append(f"--{flag.replace('_', '-')}: is for a file of texts; name one")
+    endings, add = ", ".join(READERS), parser.add_argument
+    add("run", metavar="RUN", nargs="?", help="folder of a run or a model, or a Hub id")
+    add("texts", metavar="TEXT", nargs="*", help="texts, or a file; none: standard input")
+    outputs = ", ".join(writers.WRITERS)
+    add("--output", type=Path, help=f"write the file's rows and answers: {outputs}")
+    add("--glue", action="store_true", help="write a file for GLUE's server")
+    add("--text-column", nargs="+", help="one column, or two of a pair; else as in training")
+    add("--label-column", help="else as in training")
+    chosen = parser.parse_intermixed_args(argv)
+    words, columns = chosen.texts, chosen.text_column or []
+    if not words and len(columns) > 1 and _is_file(columns[-1]):
+        words.append(columns.pop())  # `--text-column a file.csv`
+    named = [word for word in words if _is_file(word)]
+    chosen.file = Path(named[0]) if named and len(words) == 1 else None
+    problems: list[Problem] = []
+    if not chosen.run:
+        problems.append(Problem("RUN", "name the folder of a run or a model first"))
+    if named and len(words) > 1:
+        problems.append(Problem(named[0], "one file at a time, and no texts beside it"))
+    elif chosen.file and not chosen.file.is_file():
+        problems.append(Problem(named[0], "no such file"))
+    elif chosen.file and chosen.file.suffix.lower() not in READERS:
+        remedy = f"with one text a line, give it as standard input, `< {named[0]}`"
+        problems.append(Problem(named[0], f"the ending is unknown; known: {endings}", remedy))
+    for name in ("output", "glue", "text_column", "label_column"):
+        if getattr(chosen, name) and not named:
+            flag = f"--{name.replace('_', '-')}"
+            problems.append(Problem("", "is for a file of texts", "name one", flag))
     if len(columns) > 2:
-        problems.append(f"--text-column: found {columns}; one or two columns are meant")
-    if output:
-        try:
-            problem = _problem_with(output, wanted)
-        except OSError as error:  # A name too long, a folder closed to us.
-            problem = f"{error.strerror}; name another"
-        problems += [f"--output {output}: {problem}"] if problem else []
-    if any(re.search(tables.HALF_CHARACTER, text) for text in texts):
-        problems.append("a text on the command line is not UTF-8; give texts as UTF-8")
+        remedy = "one or two columns are meant"
+        problems.append(Problem("", f"found {columns}", remedy, "--text-column"))
+    problems += _output_problems(chosen)
+    if any(map(tables.HALF_CHARACTER.search, words)):
+        problems.append(Problem("a text on the command line", "not UTF-8", "give it as UTF-8"))
     if problems:
         raise InputError(*problems)
-    return wanted
+    return chosen
 
 
 def _is_file(word: str) -> bool:
-    """Whether a word is meant as the name of a file: there is one, or it looks like one."""
+    """Whether a word means a file: there is one, or it looks like the name of one."""
     try:
         is_there = Path(word).is_file()
     except (OSError, ValueError):  # Too long for a name, or with a NUL.
@@ -274,54 +191,63 @@ def _is_file(word: str) -> bool:
     return is_there or (Path(word).suffix.lower() in READERS and " " not in word)
 
 
-def _problem_with(output: Path, wanted: SimpleNamespace) -> str | None:
-    endings = [".tsv"] if wanted.glue else list(READERS)
-    if output.suffix.lower() not in endings:
-        return f"it must end with {' or '.join(endings)}"
-    if not output.parent.is_dir():
-        return f"there is no folder {output.parent}"
-    if output.is_dir():
-        return "it is a folder; name a file"
-    if wanted.file and wanted.file.exists() and output.exists() and output.samefile(wanted.file):
-        return "that is the file of texts itself; name another"
-    if not os.access(output.parent, os.W_OK | os.X_OK):
-        return f"no permission to write in {output.parent}"
-    return None
+def _output_problems(chosen: argparse.Namespace) -> Iterator[Problem]:
+    output, file = chosen.output, chosen.file
+    if not output:
+        return
+    endings, what, remedy = [".tsv"] if chosen.glue else list(writers.WRITERS), "", ""
+    try:
+        if output.suffix.lower() not in endings:
+            what = f"it must end with {' or '.join(endings)}"
+        elif not output.parent.is_dir():
+            what = f"there is no folder {output.parent}"
+        elif output.is_dir():
+            what, remedy = "it is a folder", "name a file"
+        elif file and file.exists() and output.exists() and output.samefile(file):
+            what, remedy = "that is the file of texts itself", "name another"
+        elif not os.access(output.parent, os.W_OK | os.X_OK):
+            what = f"no permission to write in {output.parent}"
+    except OSError as error:  # A name too long, a folder that may not be read.
+        what, remedy = error.strerror, "name another"
+    if what:
+        yield Problem(str(output), what, remedy, "--output")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Answer what the command line asks for."""
-    wanted = read_arguments(argv)
-    from outputs import (
-        classifier as classify,
-    )  # Takes seconds, and a wrong word on the command line is answered at once.
+    """Do what the command line asks for."""
+    chosen = read_arguments(argv)
+    from outputs import classifier as classifiers  # After the arguments, because it takes seconds.
 
-    problems: list[str] = []
+    problems: list[Problem] = []
     classifier = file = None
-    with console.gather(problems):
-        classifier = classify.load(wanted.run)
-    if wanted.file:
-        with console.gather(problems):
-            file = look_through(wanted.file, wanted, classifier and classifier.record)
+    with collect_problems(problems):
+        classifier = classifiers.load(chosen.run)
+    if chosen.file:
+        writes_rows = chosen.output and not chosen.glue
+        added = (writers.PREDICTION, writers.PROBABILITY) if writes_rows else ()
+        columns = chosen.text_column, chosen.label_column
+        with collect_problems(problems):
+            trained = _trained_columns(classifier)
+            file = texts.look_through(chosen.file, *columns, trained, added, chosen.glue)
     if problems:
         raise InputError(*problems)
     console.stop_on_signals()
-    if hasattr(signal, "SIGPIPE") and not wanted.output:
+    if hasattr(signal, "SIGPIPE") and not chosen.output:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it, as it does any tool.
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     if file:
-        label_file(classifier, file, wanted)
-    elif wanted.texts:
-        label_lines(classifier, [wanted.texts], "text")
+        label_file(classifier, file, chosen.output, chosen.glue)
+    elif chosen.texts:
+        label_lines(classifier, [chosen.texts], "text")
     elif sys.stdin is None:
-        raise InputError("no texts: standard input is closed; give texts, or a file of them")
+        what = "standard input is closed"
+        raise InputError(Problem("no texts", what, "give texts, or a file of them"))
     else:
         if sys.stdin.isatty():
-            say("a text a line; Ctrl-D ends")
-        label_lines(classifier, arrived_lines(sys.stdin.buffer), "standard input, line")
+            say("one text a line; Ctrl-D ends")
+        label_lines(classifier, texts.arrived_lines(sys.stdin.buffer), "standard input, line")
 
 
 if __name__ == "__main__":
     with console.exit_codes():
-        files.mark_as_own()
         main(sys.argv[1:])

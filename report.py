@@ -1,7 +1,7 @@
-"""What a person looks at: how good a run's model is, where it is wrong, how runs differ.
+"""How good a run's model is, where it is wrong, and how runs differ.
 
 python report.py runs/first    pictures, mistakes and model card of a run, as its end writes them
-python report.py runs/*        a table, a line a run, and their curves in one picture
+python report.py runs/*        a table, one line a run, and their curves in one picture
 """
 
 from system import console
@@ -11,126 +11,86 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
-import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from inputs import tables
-from outputs import model_card, writers
-from outputs import plots as pictures
-from system import disk as files
-from system.console import InputError, progress, say
+from inputs import files, hub
+from outputs import compare, model_card, plots, writers
+from system import disk, ranks
+from system.console import InputError, Problem, collect_problems, progress, say
 from training import record as records
-from training import run_folder
+from training import run_folder, scores
+from training.scores import Answers
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from training.run import Run
+
 CURVES, CONFUSION, MISTAKES = "curves.png", "confusion.png", "mistakes.csv"
 CALIBRATION, COMPARISON = "calibration.png", "comparison.png"
-BINS = 15
-
-
-class Answers(NamedTuple):
-    """What a model says of the rows of a split, in their order; each of shape (rows,)."""
-
-    references: np.ndarray  # Ids of what is right,
-    predictions: np.ndarray  # and of what the model says,
-    probabilities: np.ndarray  # and the probability that it gives that.
-
-
-# ---- How good ----
-
-
-def interval(accuracy: float, sentences: int) -> tuple[float, float]:
-    """The ends of the 95 % interval of an accuracy on that many sentences (Wilson 1927)."""
-    from scipy.stats import binomtest
-
-    found = binomtest(round(accuracy * sentences), sentences).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
-
-
-def calibration(answers: Answers) -> tuple[float, list[dict]]:
-    """The expected calibration error, and the bins of equal width that it is a mean over.
-
-    The difference between how often answers are right and how probable the model calls them, in the
-    mean over all sentences (Guo et al. 2017, On Calibration of Modern Neural Networks).
-    """
-    right = answers.references == answers.predictions
-    numbers = np.clip(np.ceil(answers.probabilities * BINS).astype(int) - 1, 0, BINS - 1)
-    error, bins = 0.0, []
-    for number in np.unique(numbers):
-        inside = numbers == number
-        accuracy = float(right[inside].mean())
-        probability = float(answers.probabilities[inside].mean())
-        error += abs(accuracy - probability) * inside.mean()
-        bins.append(
-            {"low": number / BINS, "high": (number + 1) / BINS, "sentences": int(inside.sum())}
-            | {"accuracy": accuracy, "probability": probability}
-        )
-    return float(error), bins
-
-
-def summary(accuracy: float, answers: Answers) -> dict:
-    """What run.json says of a result beside its scores."""
-    ends = interval(accuracy, len(answers.references))
-    return {
-        "accuracy_interval": [round(end, 4) for end in ends],
-        "calibration_error": round(calibration(answers)[0], 4),
-    }
 
 
 # ---- The report of one run ----
 
 
-def write(
+def write(run: "Run", rows: "Dataset", answers: Answers) -> None:
+    """Write the report at the end of a run, in the main process; a failure is only noted.
+
+    `rows` are the validation sentences, as of `tables.read_table`.
+    """
+    if not ranks.is_main():
+        return
+    try:
+        write_files(run.folder, run.record, run.state.history, rows, answers)
+    except Exception as error:
+        if disk.is_full(error):  # With space, the same command writes it.
+            raise
+        # A night's training must not be lost over a picture.
+        retry = f"`python report.py {shlex.quote(str(run.folder))}` tries again"
+        say(f"NOTE: its report is not complete ({console.one_line(error)[:200]}); {retry}")
+
+
+def write_files(
     folder: Path, record: dict, history: Sequence[dict], rows: "Dataset", answers: Answers
 ) -> None:
-    """Write the pictures, the mistakes and the model card of a run.
-
-    Args:
-        record: as in run.json, with the result.
-        history: the lines of metrics.jsonl.
-        rows: the validation sentences, with the columns of `tables.read_table`.
-        answers: what the kept model says of them.
-    """
+    """Write the pictures, the mistakes and the model card of a run."""
     names = record["labels"]
-    curves(folder / CURVES, record, history)
+    write_curves(folder / CURVES, record, history)
     picture = (folder / CURVES).read_bytes()  # The model card shows it.
-    files.write_whole(folder / run_folder.MODEL / CURVES, lambda file: file.write(picture))
-    matrix = np.zeros((len(names), len(names)), int)
-    np.add.at(matrix, (answers.references, answers.predictions), 1)
-    sentences = len(answers.references)
-    title = f"{int(np.trace(matrix)):,} of {sentences:,} validation sentences are right"
-    pictures.confusion(folder / CONFUSION, matrix, names, title)
-    error, bins = calibration(answers)
-    pictures.calibration(folder / CALIBRATION, bins, f"expected calibration error {error:.4f}")
+    disk.write_whole(folder / run_folder.MODEL / CURVES, lambda file: file.write(picture))
+    matrix = scores.confusion(answers, len(names))
+    right, sentences = int(np.trace(matrix)), len(answers.labels)
+    title = f"{right:,} of {sentences:,} validation sentences are right"
+    plots.confusion(folder / CONFUSION, matrix, names, title)
+    error, bins = scores.calibration(answers)
+    plots.calibration(folder / CALIBRATION, bins, f"expected calibration error {error:.4f}")
     write_mistakes(folder / MISTAKES, names, rows, answers)
     card = model_card.make(record)
     card_file = folder / run_folder.MODEL / "README.md"
-    files.write_whole(card_file, lambda file: file.write(card.encode(errors="replace")))
+    disk.write_whole(card_file, lambda file: file.write(card.encode(errors="replace")))
 
 
-def curves(path: Path, record: dict, history: Sequence[dict]) -> None:
+def write_curves(path: Path, record: dict, history: Sequence[dict]) -> None:
     """Draw the curves of a run, complete or not, as the file `path`."""
     settings, result = record["settings"], record["result"]
     sentences = record["sentences"]["validation"]
     accuracies = [line["eval_accuracy"] for line in history if "eval_accuracy" in line]
     names = (Path(settings[part]).name or settings[part] for part in ("model", "data"))
-    what = " on ".join(pictures.short(name, 40) for name in names)
-    title = f"{what}\n{model_card.in_words(result, sentences) if result else 'not complete'}"
-    intervals = [interval(accuracy, sentences) for accuracy in accuracies]
-    pictures.curves(path, history, title, result, intervals)
+    title = " on ".join(plots.short(name, 40) for name in names)
+    title += f"\n{scores.accuracy_line(result, sentences) if result else 'not complete'}"
+    intervals = [scores.interval(accuracy, sentences) for accuracy in accuracies]
+    plots.curves(path, history, title, result, intervals)
 
 
 def write_mistakes(path: Path, names: Sequence[str], rows: "Dataset", answers: Answers) -> None:
     """Write each sentence that was answered wrongly, the most confident answer first."""
-    wrong = np.flatnonzero(answers.references != answers.predictions)
+    wrong = np.flatnonzero(answers.labels != answers.predictions)
     wrong = wrong[np.argsort(-answers.probabilities[wrong], kind="stable")]
     has_pairs = len(rows) > 0 and rows[0]["text_pair"] is not None
     columns = ["text", "text_pair"] if has_pairs else ["text"]
@@ -140,155 +100,140 @@ def write_mistakes(path: Path, names: Sequence[str], rows: "Dataset", answers: A
         write_row(["line", *columns, "label", "prediction", "probability"])
         for number in wrong.tolist():
             row = rows[number]
-            right, said = (names[ids[number]] for ids in (answers.references, answers.predictions))
-            said_of_it = right, said, f"{answers.probabilities[number]:.4f}"
-            write_row([row["line"], *(row[column] for column in columns), *said_of_it])
+            label, prediction = names[answers.labels[number]], names[answers.predictions[number]]
+            probability = f"{answers.probabilities[number]:.4f}"
+            texts = [row[column] for column in columns]
+            write_row([row["line"], *texts, label, prediction, probability])
 
-    files.write_whole(path, fill)
-
-
-# ---- Alone, on what runs have left ----
+    disk.write_whole(path, fill)
 
 
-def read_history(folder: Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl.
-
-    Raises:
-        InputError: it can't be read; but a last line that is being written is none yet.
-    """
-    path = folder / run_folder.METRICS
-    try:
-        *lines, _ = path.read_text("utf-8").split("\n") if path.exists() else [""]
-        return [json.loads(line) for line in lines]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({console.one_line(error)})") from error
+# ---- From the folders of runs ----
 
 
 def answers_of(folder: Path, record: dict) -> tuple["Dataset", Answers]:
-    """The validation rows of a run, and what its model says of them.
-
-    Raises:
-        InputError: data or model are gone, or not those of the run.
-    """
+    """The validation rows of a run, and its model's answers; InputError if either has changed."""
     import data
-    from inputs import hub
-    from outputs import classifier as classify
+    from outputs import classifier as classifiers
 
-    settings = SimpleNamespace(**record["settings"])
-    problems: list[str] = []
-    with console.gather(problems):
-        classifier = classify.load(str(folder))
-    with console.gather(problems):
-        hub.reach(data=settings.data)
+    settings = record["settings"]
+    problems: list[Problem] = []
+    with collect_problems(problems):
+        classifier = classifiers.load(str(folder))
+    with collect_problems(problems):
+        hub.reach(data=settings["data"])
         try:
-            tables.find_files(settings.data)
+            files.find_files(settings["data"])
         except InputError:
-            raise InputError(
-                f"{folder}: its data, {settings.data}, is not here; give the command where that of "
-                "the run was given"
-            ) from None
-        text = data.load(settings.data, settings.text_column, settings.label_column, settings.seed)
+            what = f"its data, {settings['data']}, is not here"
+            remedy = "give the command where that of the run was given"
+            raise InputError(Problem(str(folder), what, remedy)) from None
+        columns = settings["text_column"], settings["label_column"]
+        text = data.load(settings["data"], *columns, settings["seed"])
         rows = text.splits["validation"]
         if records.fingerprint(rows) != record["fingerprints"]["data"]["validation"]:
-            raise InputError(
-                f"{folder}: its data, {settings.data}, has changed since the run was started; put "
-                "it back as it was"
-            )
+            what = f"its data, {settings['data']}, has changed since the run was started"
+            raise InputError(Problem(str(folder), what, "put it back as it was"))
     if problems:
         raise InputError(*problems)
     if classifier.labels != record["labels"]:
-        raise InputError(f"{folder}: its {run_folder.MODEL}/ has other labels than the run had")
-    found: list[tuple] = []
+        what = f"its {run_folder.MODEL}/ has other labels than the run had"
+        raise InputError(Problem(str(folder), what))
+    parts: list[tuple] = []
     with progress(len(rows), "sentences", "answering") as bar:
         for start in range(0, len(rows), 10_000):
             part = rows[start : start + 10_000]
-            pairs = part["text_pair"] if part["text_pair"][0] is not None else None
-            found.append(
-                classify.answer(classifier, part["text"], pairs, settings.batch_size, bar.update)
-            )
-    classes, probabilities = map(np.concatenate, zip(*found, strict=True))
-    references = np.array([text.ids[label] for label in rows["label"]])
-    return rows, Answers(references, classes, probabilities)
+            texts = part["text"], part["text_pair"] if part["text_pair"][0] is not None else None
+            parts.append(classifiers.answer(classifier, *texts, settings["batch_size"], bar.update))
+    classes, probabilities = map(np.concatenate, zip(*parts, strict=True))
+    labels = np.array([text.ids[label] for label in rows["label"]])
+    return rows, Answers(labels, classes, probabilities, np.full(len(labels), np.nan, np.float32))
 
 
 def report_on(folder: Path, record: dict) -> None:
-    """Write the report of the run in `folder` again; of one that is not complete, its curves."""
-    history = read_history(folder)
+    """Write the report of the run in `folder` again; only its curves if it is not complete."""
+    history = records.read_history(folder)
     if not record["result"]:
-        curves(folder / CURVES, record, history)
+        write_curves(folder / CURVES, record, history)
         say(f"{folder}: the run is not complete; its curves so far are in {folder / CURVES}")
         return
     rows, answers = answers_of(folder, record)
-    # As a run of an earlier version lacks it.
-    record["result"] |= summary(record["result"]["accuracy"], answers)
-    write(folder, record, history, rows, answers)
-    say(model_card.in_words(record["result"], len(answers.references)))
+    # A run of an earlier version lacks it.
+    record["result"] |= scores.summary(record["result"]["accuracy"], answers)
+    write_files(folder, record, history, rows, answers)
+    say(scores.accuracy_line(record["result"], len(answers.labels)))
     names = ", ".join((CURVES, CONFUSION, CALIBRATION, MISTAKES))
     say(f"written in {folder}: {names}, and {run_folder.MODEL}/README.md, the model card")
 
 
+def compare_runs(runs: Sequence[compare.Run]) -> None:
+    """Print a table of several runs, and draw their curves in one picture."""
+    with _damaged("one of the runs"):
+        table = compare.table(runs)
+    console.result(table)
+    parents = {run.folder.absolute().parent for run in runs}
+    path = (parents.pop() if len(parents) == 1 else Path()) / COMPARISON
+    compare.picture(path, runs)
+    which = "their curves" if len(runs) <= plots.MOST_RUNS else f"the best {plots.MOST_RUNS}"
+    say(f"{which} are in {path}")
+
+
 @contextlib.contextmanager
-def _as_this_program_writes(what: Path | str) -> Iterator[None]:
-    """Call it damaged where something in a run's folder is missing, or of another kind."""
+def _damaged(where: Path | str) -> Iterator[None]:
+    """Raise an InputError if something in a run's folder is missing, or of another type."""
     try:
         yield
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(
-            f"{what}: {records.NAME} or {run_folder.METRICS} is not as this program writes it "
-            f"({type(error).__name__}: {console.one_line(error)[:200]}); put back a copy"
-        ) from error
+        found = f"{type(error).__name__}: {console.one_line(error)[:200]}"
+        what = f"{records.NAME} or {records.METRICS} is not as this program writes it ({found})"
+        raise InputError(Problem(str(where), what, "put back a copy")) from error
+
+
+def find_runs(paths: Sequence[Path]) -> dict[Path, dict]:
+    """The record of the run in each folder; InputError if there is none in any."""
+    runs: dict[Path, tuple[Path, dict]] = {}  # By the full path, so each run once.
+    problems: list[Problem] = []
+    for path in paths:
+        unreadable: list[Problem] = []
+        with collect_problems(unreadable):
+            record = records.read(path) if path.is_dir() else None
+            if record:
+                runs[path.resolve()] = path, record
+            elif len(paths) == 1 or not path.exists():
+                remedy = f"name a folder that holds {records.NAME}"
+                problems.append(Problem(str(path), "no run is there", remedy))
+            elif path.name != COMPARISON:  # A shell finds other files for runs/*.
+                say(f"{path}: not a run; left out")
+        for problem in unreadable:
+            if len(paths) == 1:
+                problems.append(problem._replace(flag="", remedy=""))
+            else:
+                say(str(problem._replace(flag="", remedy="left out")))
+    if not runs and not problems:
+        problems.append(Problem("RUN", "none of these folders holds a run"))
+    if problems:
+        raise InputError(*problems)
+    return dict(runs.values())
 
 
 def main(argv: Sequence[str]) -> None:
-    """What the command line asks for."""
+    """Do what the command line asks for."""
     parser = console.Parser(
         prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="the folder of a run")
-    asked = parser.parse_args(argv).runs
-    found: dict[Path, tuple[Path, dict]] = {}  # By what a folder is called in full, so once.
-    problems: list[str] = []
-    for path in asked:
-        told: list[str] = []
-        with console.gather(told):
-            record = records.read(path) if path.is_dir() else None
-            if record:
-                found[path.resolve()] = path, record
-            elif len(asked) == 1 or not path.exists():
-                problems.append(f"{path}: no run is there; name a folder that holds {records.NAME}")
-            elif path.name != COMPARISON:  # What else a shell finds for runs/*.
-                say(f"{path}: not a run; left out")
-        told = [problem.partition("; ")[0].removeprefix("--output-dir ") for problem in told]
-        if len(asked) == 1:
-            problems += told
-        for problem in told if len(asked) > 1 else []:
-            say(f"{problem}; left out")
-    if problems:
-        raise InputError(*problems)
-    if not found:
-        raise InputError("none of these folders holds a run")
-    if len(found) == 1:
-        ((folder, record),) = found.values()
-        with _as_this_program_writes(folder):
-            report_on(folder, record)
+    runs = find_runs(parser.parse_args(argv).runs)
+    if len(runs) > 1:
+        compare_runs([compare.Run(path, r, records.read_history(path)) for path, r in runs.items()])
         return
-    from outputs import compare
-
-    runs = [compare.Run(path, record, read_history(path)) for path, record in found.values()]
-    with _as_this_program_writes("one of the runs"):
-        table = compare.table(runs)
-    console.result(table)
-    parents = {run.folder.absolute().parent for run in runs}
-    where = (parents.pop() if len(parents) == 1 else Path()) / COMPARISON
-    compare.picture(where, runs)
-    which = "their curves" if len(runs) <= pictures.MOST_RUNS else f"the best {pictures.MOST_RUNS}"
-    say(f"{which} are in {where}")
+    ((folder, record),) = runs.items()
+    with _damaged(folder):
+        report_on(folder, record)
 
 
 if __name__ == "__main__":
     with console.exit_codes():
-        files.mark_as_own()
         sys.stdout.reconfigure(encoding="utf-8")
         main(sys.argv[1:])

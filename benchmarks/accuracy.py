@@ -124,23 +124,22 @@ def prepare(name: str) -> dict:
     settings = BASE | {"data": str(make_data())} | RECIPES[name]
     if settings.pop("constant_rate", False):
         finetune.learning_rate_at = lambda step, steps, settings: settings.learning_rate
-    finetune.train_epoch = with_marks(finetune.train_epoch)
+    finetune.train = with_marks(finetune.train)
     return settings
 
 
 def train(name: str, seed: int) -> None:
     """One run of a recipe, and its record."""
     import finetune
-    import report
     from training import record as records
 
     settings = prepare(name)
     folder = RUNS / f"{name}-{seed}"
     finetune.finetune(**settings, seed=seed, output_dir=str(folder), resume=True)
-    record, lines = records.read(folder), report.read_history(folder)
+    record, lines = records.read(folder), records.read_history(folder)
     # At the usual rate: without evaluations, and whatever else this machine did meanwhile.
     rate = statistics.median(line["samples_per_second"] for line in lines if "loss" in line)
-    sentences = sum(record["by_process"])
+    sentences = record["settings"]["epochs"] * record["sentences"]["train"]
     taken = {key: value for key, value in record["settings"].items() if key not in OF_A_RUN}
     if taken["data"] == str(make_data()):
         taken["data"] = "SST-2"
@@ -165,53 +164,49 @@ def hash_of_weights(folder: Path) -> str | None:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
 
 
-def with_marks(train_epoch: Callable) -> Callable:
-    """finetune.train_epoch, which looks at the held-out sentences each MARK steps as well."""
+def with_marks(train: Callable) -> Callable:
+    """finetune.train, which also evaluates the held-out sentences each MARK steps."""
     import transformers
 
     import data
     import finetune
     from inputs.encoder_files import find_model
 
-    loader = None
+    def train_with_marks(run, model, optimizer, splits, settings) -> None:
+        text, folder, log = data.load(str(make_data())), find_model(settings.model), run._log
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        tokens = data.tokenize_split(text, "validation", tokenizer, settings.max_length)
+        held_out = data.evaluation_loader(tokens, settings)
 
-    def look(model, settings) -> dict[str, float]:
-        nonlocal loader
-        if loader is None:
-            text, length = data.load(str(make_data())), settings.max_length
-            tokenizer = transformers.AutoTokenizer.from_pretrained(find_model(settings.model))
-            rows = text.splits["validation"]
-            tokens = data.tokenize(rows, text.ids, tokenizer, length, "held out")
-            batches = data.sorted_batches(tokens.lengths, settings.batch_size)
-            widths = tokenizer.pad_token_id, None, length
-            loader = data.make_loader(tokens, batches, *widths, settings.device)
-        scores, loss, _ = finetune.evaluate(model, loader, settings)
-        model.train()
-        return {"accuracy": scores["accuracy"], "loss": loss}
+        def log_with_mark(line: dict) -> None:
+            if "loss" in line and run.step % MARK == 0:
+                scores, answers = finetune.evaluate(model, held_out, settings)
+                model.train()
+                mark = {"step": run.step, "sentences": run.state.sentences}
+                mark |= {"accuracy": scores["accuracy"]}
+                line["held_out"] = mark | {"loss": float(answers.losses.mean(dtype=float))}
+            log(line)
 
-    def marked(model, optimizer, loader, settings, state, *rest) -> Iterator[dict | None]:
-        for line in train_epoch(model, optimizer, loader, settings, state, *rest):
-            if line and state["step"] % MARK == 0:
-                place = {"step": state["step"], "sentences": state["sentences"]}
-                line["held_out"] = place | look(model, settings)
-            yield line
+        run._log = log_with_mark
+        train(run, model, optimizer, splits, settings)
 
-    return marked
+    return train_with_marks
 
 
 def judge(folder: Path, file: Path) -> dict[str, float]:
     """What the model of a run says of the sentences of one of SST-2's files."""
-    import report
     from outputs import classifier as classify
+    from training.scores import Answers, calibration
 
     labels, texts = read_rows(file)
     right = np.array(labels, int)  # A file's 0 and 1 come in the order of the built-in's names.
     classes, probabilities = classify.answer(classify.load(str(folder)), texts)
     of_right = np.where(classes == right, probabilities, 1 - probabilities)  # Of two classes.
+    losses = -np.log(of_right.clip(1e-7))
     return {
         "accuracy": float((classes == right).mean()),
-        "loss": float(-np.log(of_right.clip(1e-7)).mean()),
-        "calibration_error": report.calibration(report.Answers(right, classes, probabilities))[0],
+        "loss": float(losses.mean()),
+        "calibration_error": calibration(Answers(right, classes, probabilities, losses))[0],
     }
 
 
@@ -231,13 +226,13 @@ def measure_rates(rounds: int) -> None:
     import measure
     from work import make_sentences
 
-    from inputs import encoder as models
+    from inputs import encoder
 
     rows, found = make_sentences(), []
     for number in range(rounds):
         found.append({})
         for name, size, steps in (("tutorial's loop", 16, 6), ("this project", 32, 30)):
-            model, *_ = models.load_model("builtin", ["negative", "positive"], None)
+            model = encoder.load("builtin", ["negative", "positive"], None).model
             rate = measure.measure(name, model, rows, size, steps, 0.0)["sentences_per_second"]
             found[-1][name] = rate
         print(f"round {number + 1}: {found[-1]}", file=sys.stderr)

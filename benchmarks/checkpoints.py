@@ -58,26 +58,30 @@ def timed(real: Callable, size_of: Callable[..., int], writes: list[dict]) -> Ca
 def measure(quick: bool) -> dict:
     """All writes of one run, its seconds, and those of reading the last checkpoint."""
     import finetune
-    from inputs import encoder as models
-    from training import checkpoint, run_folder
-    from training.settings import read_settings
+    from inputs import encoder
+    from training import checkpoint, program, run_folder
+    from training.settings import from_flags
 
     writes: dict[str, list[dict]] = {part: [] for part in PARTS}
     found: dict = {"writes": writes}
     finish = run_folder.finish
+    saved: list = []  # The model and the optimizer of the last checkpoint.
+
+    def size_of_checkpoint(path: Path, _: object, *tensors: object) -> int:
+        saved[:] = tensors
+        return path.stat().st_size
 
     def read_then_finish(folder: Path, record: dict, history: list[dict]) -> None:
         found["seconds"] = time.perf_counter() - started
         found["read_seconds"] = -time.perf_counter()
-        checkpoint.load(folder / run_folder.CHECKPOINT)
+        checkpoint.read_state(folder / run_folder.CHECKPOINT)
+        checkpoint.restore(folder / run_folder.CHECKPOINT, *saved)
         found["read_seconds"] += time.perf_counter()
         finish(folder, record, history)
 
-    checkpoint.save = timed(
-        checkpoint.save, lambda path, *_: path.stat().st_size, writes["checkpoint"]
-    )
-    models.save_model = timed(
-        models.save_model,
+    checkpoint.save = timed(checkpoint.save, size_of_checkpoint, writes["checkpoint"])
+    encoder.save = timed(
+        encoder.save,
         lambda *arguments: sum(file.stat().st_size for file in arguments[-1].iterdir()),
         writes["kept model"],
     )
@@ -87,9 +91,9 @@ def measure(quick: bool) -> dict:
         flags = ["--model", str(folder / "distilbert"), "--data", str(make_input(folder))]
         flags += ["--epochs", "1", "--output-dir", str(folder / "run"), "--resume"]
         flags += ["--max-train-samples", "2000", "--checkpoint-minutes", "0.1"] * quick
-        settings = read_settings(vars(finetune), flags)
+        settings = program.read_settings(from_flags, vars(finetune), flags)
         started = time.perf_counter()
-        finetune.main(settings, None)
+        finetune.main(settings)
     found["minutes"] = settings.checkpoint_minutes
     return found
 

@@ -4,12 +4,17 @@ Each takes a model, rows of `work.make_sentences`, the sentences of a step, the 
 steps and whether the device has bf16, and trains until measure.py stops it.
 """
 
+import dataclasses
 import tempfile
 from collections.abc import Callable
-from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from work import lengths_of, pick
+
+if TYPE_CHECKING:
+    from data import TokenizedText
+    from training.settings import Settings
 
 
 def tutorials_loop(model, rows, batch_size, steps, bf16) -> None:
@@ -90,49 +95,67 @@ def accelerates_example(model, rows, batch_size, steps, bf16) -> None:
 def this_project(model, rows, batch_size, steps, bf16) -> None:
     import data
     import finetune
-    from system import speed as faster
-    from training import checkpoint
+    from system import speed
 
     settings = project_settings(batch_size)
-    faster.prepare(model, settings)
-    tokens = data.TokenizedText(rows.remove_columns("attention_mask"))
-    loader = project_loader(tokens, project_batches(tokens, steps, settings), settings)
+    speed.prepare(model, settings.device, settings.precision)
+    tokens = project_tokens(rows, settings)
+    batches = project_batches(tokens, steps, settings)
     optimizer = finetune.make_optimizer(model, settings)
-    state, all_steps = checkpoint.new_state({}), settings.epochs * len(loader)
-    for _ in finetune.train_epoch(model, optimizer, loader, settings, state, all_steps):
-        pass
+    train_steps(model, optimizer, data.make_loader(tokens, batches, settings), settings)
 
 
-def project_settings(batch_size: int) -> SimpleNamespace:
-    """finetune.py's own settings, as its main takes them."""
+def train_steps(model, optimizer, loader, settings: "Settings") -> None:
+    """The loop of finetune.train over `loader`, with the losses read as often as a run does."""
+    import torch
+
     import finetune
-    from inputs import encoder as models
-    from training.settings import read_settings
+    from system.randomness import dropout_seed
+
+    steps, unread = settings.epochs * len(loader), []
+    model.train()
+    for step, batch in enumerate(loader):
+        for group in optimizer.param_groups:
+            group["lr"] = finetune.learning_rate_at(step, steps, settings)
+        torch.manual_seed(dropout_seed(settings.seed, step))
+        unread.append(torch.stack(finetune.training_step(model, optimizer, batch, settings)))
+        if (step + 1) % settings.log_every == 0:
+            torch.stack(unread).tolist()
+            unread = []
+
+
+def project_settings(batch_size: int) -> "Settings":
+    """finetune.py's own settings, as its main resolves them."""
+    import finetune
+    from system import speed
+    from training import program
+    from training.settings import from_flags
 
     flags = ["--model", "builtin", "--data", "builtin", "--learning-rate", "3e-5"]
-    settings = read_settings(vars(finetune), [*flags, "--batch-size", str(batch_size)])
-    settings.device = models.choose_device(settings.device)
-    settings.precision = models.choose_precision(settings.precision, settings.device)
-    settings.max_length = 512
-    return settings
+    flags += ["--batch-size", str(batch_size)]
+    settings = program.read_settings(from_flags, vars(finetune), flags)
+    device = speed.choose_device(settings.device)
+    precision = speed.choose_precision(settings.precision, device)
+    return dataclasses.replace(settings, device=device, precision=precision, max_length=512)
 
 
-def project_batches(tokens, steps: int, settings: SimpleNamespace) -> list[np.ndarray]:
-    """Those of this project's own batches of an epoch that `pick` takes."""
+def project_tokens(rows, settings: "Settings") -> "TokenizedText":
+    """The rows of `work.make_sentences`, as data.tokenize_split returns rows."""
     import data
 
+    rows = rows.remove_columns("attention_mask")
+    return data.TokenizedText(rows, pad_token_id=0, max_length=settings.max_length, classes=2)
+
+
+def project_batches(tokens: "TokenizedText", steps: int, settings: "Settings") -> list[np.ndarray]:
+    """Those of this project's own batches of an epoch that `pick` takes."""
+    from inputs.batches import epoch_batches
+
     size = settings.batch_size
-    batches = data.epoch_batches(tokens.lengths, size, settings.seed, 0)
+    batches = epoch_batches(tokens.lengths, size, settings.seed, 0)
     # Without the one smaller batch, behind which those that `pick` cuts would straddle two of ours.
     order = np.concatenate([batch for batch in batches if len(batch) == size])
     return pick(order, tokens.lengths, size, steps)
-
-
-def project_loader(tokens, batches: list[np.ndarray], settings: SimpleNamespace):
-    import data
-
-    widths = 0, settings.micro_batch_size, settings.max_length
-    return data.make_loader(tokens, batches, *widths, settings.device)
 
 
 CONTENDERS: dict[str, Callable] = {

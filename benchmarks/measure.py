@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from contenders import CONTENDERS, project_loader, project_settings
+from contenders import CONTENDERS, project_settings, project_tokens
 from work import HERE, SST2, WARM_UP, left_out_flops, new_model, pick, useful_flops
 
 
@@ -77,25 +77,26 @@ def measure(name: str, model, rows, batch_size: int, steps: int, started: float)
 
 
 def device_and_precision() -> tuple[str, str]:
-    """What all contenders are measured with. Only what this asks is imported in their processes."""
-    from inputs import encoder as models
+    """The device and the precision of all contenders: those that this project chooses."""
+    from system import speed  # The only module of this project in the others' processes.
 
-    device = models.choose_device("auto")
-    return device, models.choose_precision("auto", device)
+    device = speed.choose_device("auto")
+    return device, speed.choose_precision("auto", device)
 
 
 def measure_evaluation(model, rows, batch_size: int) -> dict[str, float]:
     """This project's evaluation, on sentences of the lengths that it was trained on."""
     import data
     import finetune
+    from inputs.batches import sorted_batches
 
     settings = project_settings(batch_size)
-    tokens = data.TokenizedText(rows.remove_columns("attention_mask"))
-    order = np.concatenate(data.sorted_batches(tokens.lengths, batch_size))
+    tokens = project_tokens(rows, settings)
+    order = np.concatenate(sorted_batches(tokens.lengths, batch_size))
     batches = pick(order, tokens.lengths, batch_size, 40)
-    finetune.evaluate(model, project_loader(tokens, batches[:WARM_UP], settings), settings)
+    finetune.evaluate(model, data.make_loader(tokens, batches[:WARM_UP], settings), settings)
     started = time.perf_counter()
-    finetune.evaluate(model, project_loader(tokens, batches[WARM_UP:], settings), settings)
+    finetune.evaluate(model, data.make_loader(tokens, batches[WARM_UP:], settings), settings)
     return {"evaluated_per_second": 40 * batch_size / (time.perf_counter() - started)}
 
 
@@ -165,6 +166,8 @@ def write(name: str, quick: bool, found: object, table: str) -> None:
 
 def turn(name: str, batch_size: int, steps: int, folder: str, started: float) -> dict:
     """What one process measures."""
+    if name != "this project":  # oneDNN's own default, which system.speed lowers for this project.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024")
     if name == "limit":
         return measure_limit()
     import datasets

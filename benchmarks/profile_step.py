@@ -2,8 +2,8 @@
 
 python benchmarks/profile_step.py      a minute on two cores
 
-DistilBERT's size, 32 of SST-2's sentences a step: with model and batches as faster.py and data.py
-prepare them, and without ("before": the same loop on transformers' model as it is).
+DistilBERT's size, 32 of SST-2's sentences a step: with model and batches as system/speed.py and
+data.py prepare them, and without ("before": the same loop on transformers' model as it is).
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import time
 from unittest import mock
 
 import torch
-from contenders import project_batches, project_loader, project_settings
+from contenders import project_batches, project_settings, project_tokens
 from measure import measure_limit
 from speed import table
 from torch.autograd import DeviceType
@@ -21,7 +21,8 @@ from work import WARM_UP, make_sentences, new_model, useful_flops
 
 import data
 import finetune
-from system import speed as faster
+from inputs import batches as batching
+from system.speed import prepare as prepare_model
 
 STEPS, BATCH_SIZE = 20, 32
 # Operators by what a reader of finetune.py would call them; the first that fits.
@@ -46,16 +47,16 @@ PARTS = {
 def prepare(way: str, rows):
     """Model, optimizer, settings and batches of one of the two ways."""
     settings, model = project_settings(BATCH_SIZE), new_model()
-    tokens = data.TokenizedText(rows.remove_columns("attention_mask"))
+    tokens = project_tokens(rows, settings)
     if way == "after":
-        faster.prepare(model, settings)
+        prepare_model(model, settings.device, settings.precision)
     else:
         model.to(settings.device)
     picked = project_batches(tokens, STEPS, settings)
     with contextlib.ExitStack() as stack:
         if way == "before":
-            stack.enter_context(mock.patch.object(data, "MOST_TOKENS_ON_CPU", sys.maxsize))
-        batches = list(project_loader(tokens, picked, settings))
+            stack.enter_context(mock.patch.object(batching, "MOST_TOKENS_ON_CPU", sys.maxsize))
+        batches = list(data.make_loader(tokens, picked, settings))
     return model.train(), finetune.make_optimizer(model, settings), settings, batches
 
 
@@ -96,7 +97,8 @@ def main() -> None:
         timed = batches[WARM_UP:]
         found[way] = run(*parts, timed), shares(*parts, timed)
     limit = max(measure_limit().values())
-    lengths = torch.cat([micro["attention_mask"].sum(1) for batch in timed for micro in batch])
+    masks = [part["attention_mask"] for batch in timed for part in batch.micro_batches]
+    lengths = torch.cat([mask.sum(1) for mask in masks])
     needed = useful_flops(parts[0].config, lengths.numpy()) / len(timed) / limit / 1e6
     lines = []
     for part in found["after"][1]:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 
-from contenders import project_batches, project_settings
+from contenders import project_batches, project_settings, project_tokens, train_steps
 from measure import machine
 from speed import spread
 from work import HERE, WARM_UP, make_sentences, new_model
@@ -43,27 +43,22 @@ def measure(folder: str, steps: int) -> dict:
 
     import data
     import finetune
-    from system import collectives as processes
-    from system import speed as faster
-    from training import checkpoint
+    from inputs.batches import share_out
+    from system import collectives, ranks, rendezvous, speed
 
-    processes.join(sys.argv[1:])
+    rendezvous.join(sys.argv[1:])
     settings, model = project_settings(BATCH_SIZE), new_model()
-    faster.prepare(model, settings)
-    tokens = data.TokenizedText(datasets.load_from_disk(folder).remove_columns("attention_mask"))
+    speed.prepare(model, settings.device, settings.precision)
+    tokens = project_tokens(datasets.load_from_disk(folder), settings)
     batches = project_batches(tokens, steps, settings)
-    widths = 0, settings.micro_batch_size, settings.max_length, settings.device
-    place = processes.rank(), processes.count()
-    loader = data.make_loader(tokens, batches, *widths, *place)
+    loader = data.make_loader(tokens, batches, settings, fill_empty=True)
     optimizer = finetune.make_optimizer(model, settings)
-    trained = processes.distribute(model)
+    replica = collectives.data_parallel(model)
     ticks, tokens_of_each = [], []
     optimizer.register_step_post_hook(lambda *_: ticks.append(time.perf_counter()))
-    state, all_steps = checkpoint.new_state({}), settings.epochs * len(batches)
-    for _ in finetune.train_epoch(trained, optimizer, loader, settings, state, all_steps):
-        pass
+    train_steps(replica, optimizer, loader, settings)
     for batch in batches[WARM_UP:]:
-        shares = data.share_out(tokens.lengths[batch], processes.count())
+        shares = share_out(tokens.lengths[batch], ranks.world_size())
         tokens_of_each.append([int(tokens.lengths[batch][share].sum()) for share in shares])
     seconds = ticks[-1] - ticks[WARM_UP - 1]
     uneven = sum(max(each) for each in tokens_of_each) / sum(map(sum, tokens_of_each))
@@ -74,7 +69,7 @@ def measure(folder: str, steps: int) -> dict:
         "gradient_bytes": 4 * sum(p.numel() for p in model.parameters() if p.requires_grad),
         "threads": torch.get_num_threads(),
     }
-    processes.leave()
+    rendezvous.leave()
     return found
 
 

@@ -50,9 +50,9 @@ def train(
 
 
 def evaluate(model: torch.nn.Module, loader: DataLoader, device: torch.device) -> dict[str, float]:
-    from training.scores import Accuracy
+    from training.scores import load_accuracy
 
-    metric = Accuracy()
+    metric = load_accuracy()
     model.eval()
     for batch in loader:
         input_ids = batch["input_ids"].to(device)

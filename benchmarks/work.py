@@ -28,7 +28,7 @@ def make_sentences(count: int | None = None, longer: float = 1.0):
     if (SST2 / "train.tsv").exists() and longer == 1:
         text = data.load(str(SST2))
         tokenizer = transformers.AutoTokenizer.from_pretrained(find_model("builtin"))
-        rows = data.tokenize(text.splits["train"], text.ids, tokenizer, 512, "train").rows
+        rows = data.tokenize_split(text, "train", tokenizer, 512).rows
         ids, labels = rows["input_ids"][:], rows["labels"][:]
     else:
         counts = json.loads((HERE / "sst2_lengths.json").read_text())
@@ -78,7 +78,7 @@ def useful_flops(config, lengths: np.ndarray) -> float:
 
 
 def left_out_flops(config, lengths: np.ndarray) -> float:
-    """What faster.py leaves out of them: the last feed-forward part of all tokens but the first."""
+    """The operations that system/speed.py skips: the last feed-forward part of later tokens."""
     width, hidden = _widths(config)
     return 3 * 2 * 2 * width * hidden * float((lengths - 1).sum())
 

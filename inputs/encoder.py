@@ -1,9 +1,10 @@
-"""A name in, a checked encoder and its tokenizer out."""
+"""The name of a model → a checked encoder with its tokenizer, in memory; and back to a folder."""
 
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import transformers
@@ -11,66 +12,36 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto import modeling_auto as known
 
 from inputs.encoder_files import find_model
-from system.console import InputError, is_out_of_memory, one_line, say
+from system.console import InputError, Problem, is_out_of_memory, one_line, say
 from system.disk import replace_folder
 
 LONGEST_BY_DEFAULT = 512
+ENCODERS = "name an encoder such as BERT, DistilBERT or RoBERTa"
+
+
+class Encoder(NamedTuple):
+    """A model that classifies text, on the CPU in evaluation mode."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    max_length: int  # Tokens of a sentence.
 
 
 def learning_rate(name: str) -> float:
-    """A learning rate that suits the model, where nobody chose one.
+    """A learning rate that suits the model; smaller models take more than BERT.
 
-    BERT and DistilBERT: 2e-5 to 5e-5 (Devlin et al. 2019, appendix A.3); smaller ones take more.
+    BERT and DistilBERT: 2e-5 to 5e-5 (Devlin et al. 2019, appendix A.3).
     """
     return 1e-4 if name == "builtin" else 3e-5
 
 
-def choose_device(asked: str, processes: int = 1) -> str:
-    """The device that was asked for, or with `auto` the best that there is.
-
-    Args:
-        processes: how many of the run there are on this machine; each takes a GPU of its own.
-    """
-    if asked in ("auto", "cuda") and 0 < torch.cuda.device_count() < processes:
-        raise InputError(
-            f"--device {asked}: {processes} processes on a machine of {torch.cuda.device_count()} "
-            "GPUs; start one for each (torchrun --nproc-per-node)"
-        )
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available() and processes == 1,
-        "cpu": True,
-    }
-    if asked != "auto" and not available[asked]:
-        raise InputError(f"--device {asked}: PyTorch finds no such device here; try --device auto")
-    return next(name for name in available if available[name] and asked in ("auto", name))
-
-
-def choose_precision(asked: str, device: str) -> str:
-    """The precision that was asked for, or with `auto` bf16 on a GPU that has units for it."""
-    if asked != "auto":
-        return asked
-    has_bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if has_bf16 else "fp32"
-
-
-def load_model(
-    name: str, labels: Sequence[str] | None, max_length: int | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, int]:
+def load(name: str, labels: Sequence[str] | None, max_length: int | None) -> Encoder:
     """An encoder in float32 with a classification head for `labels`, and its fast tokenizer.
 
-    A head that the checkpoint has is kept if it is for the same labels in the same order; the
-    weights of a new one come from torch's global generator.
-
-    Args:
-        name: `builtin`, a folder, or the id of a model on the Hub.
-        labels: the names of the classes, in the order of their ids; None for those of the head that
-            the checkpoint then must have.
-        max_length: the most tokens of a sentence; None for 512, or what the model takes if less.
-    Returns:
-        The model on the CPU in evaluation mode, the tokenizer, and the most tokens of a sentence.
-    Raises:
-        InputError: it is not a checkpoint of an encoder that can classify padded batches.
+    The checkpoint's own head is kept if it has the same labels in the same order; the weights of a
+    new head come from torch's global generator. With labels None the checkpoint must have a head.
+    `max_length` None is 512 tokens, or the model's limit if lower. InputError if `name` is not an
+    encoder that can classify padded batches.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -83,22 +54,20 @@ def load_model(
             config=config,
             dtype="float32",
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # Of a head for other labels; others are refused below.
+            ignore_mismatched_sizes=True,  # A head for other labels; others are refused below.
             output_loading_info=True,
             trust_remote_code=False,
         )
-    except Exception as error:  # Damage can raise anything; the person needs to know whose.
+    except Exception as error:  # Damage can raise anything.
         if is_out_of_memory(error):
             raise
-        raise InputError(f"--model {name}: cannot be loaded ({one_line(error)[:300]})") from error
+        raise _error(name, f"cannot be loaded ({one_line(error)[:300]})") from error
     new_head = _check_weights(model, report, name)
     if new_head and labels is None:
-        raise InputError(
-            f"--model {name}: it has no classification head, so it cannot answer; "
-            "fine-tune it first"
-        )
+        what = "it has no classification head, so it cannot answer"
+        raise _error(name, what, "fine-tune it first")
     if not new_head and not same_labels:
-        # Its rows mean other classes, or these in another order.
+        # The rows of its weights mean other classes, or these in another order.
         fresh = transformers.AutoModelForSequenceClassification.from_config(config).state_dict()
         prefix = model.base_model_prefix + "."
         head = {key: value for key, value in fresh.items() if not key.startswith(prefix)}
@@ -108,7 +77,7 @@ def load_model(
             "the classification head is new: it starts from random weights, and training teaches it"
         )
     max_length = _check_lengths(model, tokenizer, name, max_length)
-    return model.eval(), tokenizer, max_length
+    return Encoder(model.eval(), tokenizer, max_length)
 
 
 def _load_config(
@@ -118,36 +87,29 @@ def _load_config(
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # Any value of config.json can be wrong in its own way.
-        raise InputError(f"--model {name}: config.json: {one_line(error)[:300]}") from error
+        raise _error(name, f"config.json: {one_line(error)[:300]}") from error
     if config.model_type not in known.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
-        raise InputError(
-            f"--model {name}: a {config.model_type} model cannot classify text; "
-            "name an encoder such as BERT, DistilBERT or RoBERTa"
-        )
+        raise _error(name, f"a {config.model_type} model cannot classify text", ENCODERS)
     only_decodes = (
         config.model_type in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         and config.model_type not in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     )
     if only_decodes or config.is_encoder_decoder or getattr(config, "is_decoder", False):
-        raise InputError(
-            f"--model {name}: {config.model_type} has a decoder, which cannot classify padded "
-            "batches; name an encoder such as BERT, DistilBERT or RoBERTa"
-        )
+        what = f"{config.model_type} has a decoder, which cannot classify padded batches"
+        raise _error(name, what, ENCODERS)
     if labels is None:
         kind, numbers = config.problem_type, sorted(config.id2label)
         if kind not in (None, "single_label_classification") or len(numbers) < 2:
-            raise InputError(
-                f"--model {name}: its head gives no probabilities of classes that rule out each "
-                f"other ({len(numbers)} outputs, problem_type {kind})"
-            )
+            what = "its head gives no probabilities of classes that rule out each other"
+            raise _error(name, f"{what} ({len(numbers)} outputs, problem_type {kind})")
         if numbers != list(range(len(numbers))):
-            raise InputError(f"--model {name}: config.json: id2label does not count from 0")
+            raise _error(name, "config.json: id2label does not count from 0")
         labels = [str(config.id2label[number]) for number in numbers]
     same_labels = config.id2label == dict(enumerate(labels))
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: number for number, label in enumerate(labels)}
     config.problem_type = "single_label_classification"
-    # A file can ask for outputs of another shape, or for some that cannot be had or saved.
+    # A file can ask for outputs of another shape, or for some that cannot be computed or saved.
     config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
     return config, same_labels
 
@@ -158,27 +120,47 @@ def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:
             folder, use_fast=True, trust_remote_code=False
         )
     except Exception as error:  # As with the config.
-        raise InputError(f"--model {name}: its tokenizer: {one_line(error)[:300]}") from error
+        raise _error(name, f"its tokenizer: {one_line(error)[:300]}") from error
     if not tokenizer.is_fast:
-        raise InputError(f"--model {name}: it has no fast tokenizer (tokenizer.json)")
+        raise _error(name, "it has no fast tokenizer (tokenizer.json)")
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise InputError(f"--model {name}: its tokenizer knows no word; its files are incomplete")
+        raise _error(name, "its tokenizer knows no word", "its files are incomplete")
     if tokenizer.pad_token_id is None:
-        raise InputError(
-            f"--model {name}: its tokenizer has no padding token, so sentences cannot share a batch"
-        )
-    tokenizer.init_kwargs.pop("local_files_only", None)  # It would save how it was loaded.
+        what = "its tokenizer has no padding token, so sentences cannot share a batch"
+        raise _error(name, what)
+    tokenizer.init_kwargs.pop("local_files_only", None)  # Else how it was loaded is saved.
     forget_padding(tokenizer)
     return tokenizer
 
 
 def forget_padding(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Unset fixed padding and truncation, which a tokenizer's file can carry and each use leaves.
+    """Unset fixed padding and truncation, which a tokenizer's file can carry and each use sets.
 
-    What depends on a tokenizer's state (its file, a cache's key) is the same whatever was done.
+    Its file and the cache's key then do not depend on what was done with it before.
     """
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    max_length: int,
+) -> transformers.BatchEncoding:
+    """Texts, or pairs of them, as at most `max_length` token ids each, unpadded.
+
+    `token_type_ids`, which tell the first text from the second, are only there for pairs, and if
+    the model reads them.
+    """
+    return tokenizer(
+        list(texts),
+        list(pairs) if pairs is not None else None,
+        truncation=True,
+        max_length=max_length,
+        padding=False,
+        return_token_type_ids=pairs is not None and "token_type_ids" in tokenizer.model_input_names,
+    )
 
 
 def _check_weights(model: PreTrainedModel, report: dict, name: str) -> bool:
@@ -193,7 +175,7 @@ def _check_weights(model: PreTrainedModel, report: dict, name: str) -> bool:
     def shape(key: str) -> str:
         return re.sub(r"\d+", "#", key.removeprefix(prefix))
 
-    # A weight like the model's own, of one more layer: config.json speaks of fewer than there are.
+    # A weight like the model's own means one more layer: config.json names fewer than there are.
     own = {shape(key) for key in model.state_dict() if key.startswith(prefix) and "#" in shape(key)}
     extra = [
         key
@@ -202,19 +184,17 @@ def _check_weights(model: PreTrainedModel, report: dict, name: str) -> bool:
     ]
     if lost or extra:
         example = f"without {lost[0]}" if lost else f"with {extra[0]} left over"
-        raise InputError(
-            f"--model {name}: config.json and the weights do not belong together "
-            f"({len(lost) + len(extra)} weights disagree: the file is {example})"
-        )
+        found = f"{len(lost) + len(extra)} weights disagree: the file is {example}"
+        raise _error(name, f"config.json and the weights do not belong together ({found})")
     return len(missing) > len(lost)
 
 
 def _check_lengths(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str, asked: int | None
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str, max_length: int | None
 ) -> int:
-    """The most tokens of a sentence, tried out on a padded batch before anything relies on it."""
+    """The most tokens of a sentence, tried out on a padded batch."""
     positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
-    for module in model.modules():  # RoBERTa numbers its positions from behind the padding's on.
+    for module in model.modules():  # RoBERTa numbers its positions from after the padding's.
         if getattr(module, "num_embeddings", None) == positions and module.padding_idx is not None:
             positions -= module.padding_idx + 1
     try:
@@ -222,40 +202,40 @@ def _check_lengths(
     except (TypeError, ValueError, OverflowError):
         limit = 0
     if limit < 3:  # The two special tokens, and one of the text.
-        raise InputError(
-            f"--model {name}: takes too few tokens (model_max_length "
-            f"{tokenizer.model_max_length!r} in tokenizer_config.json, positions {positions})"
-        )
-    if asked is not None and asked > limit:
-        raise InputError(f"--max-length: found {asked}; {name} takes at most {limit} tokens")
-    length = asked or min(LONGEST_BY_DEFAULT, limit)
-    if len(tokenizer) > model.config.vocab_size:
-        raise InputError(
-            f"--model {name}: its tokenizer has {len(tokenizer)} tokens, the model only "
-            f"{model.config.vocab_size}; they do not belong together"
-        )
+        found = f"model_max_length {tokenizer.model_max_length!r} in tokenizer_config.json"
+        raise _error(name, f"takes too few tokens ({found}, positions {positions})")
+    if max_length is not None and max_length > limit:
+        remedy = f"{name} takes at most {limit} tokens"
+        raise InputError(Problem("", f"found {max_length}", remedy, "--max-length"))
+    length = max_length or min(LONGEST_BY_DEFAULT, limit)
+    vocabulary = model.config.vocab_size
+    if len(tokenizer) > vocabulary:
+        what = f"its tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}"
+        raise _error(name, what, "they do not belong together")
     try:
         batch = tokenizer(["a", "a " * length], truncation=True, max_length=length, padding=True)
         with torch.inference_mode():
             logits = model.eval()(**batch.convert_to_tensors("pt")).logits
-    except Exception as error:  # An index out of range, a missing argument: what it can't do.
+    except Exception as error:  # An index out of range, a missing argument.
         if is_out_of_memory(error):
             raise
-        found = one_line(error)[:200]
-        raise InputError(
-            f"--model {name}: cannot classify a padded batch of {length} tokens ({found})"
-        ) from error
+        what = f"cannot classify a padded batch of {length} tokens ({one_line(error)[:200]})"
+        raise _error(name, what) from error
     if not logits.isfinite().all():
-        raise InputError(f"--model {name}: its weights give numbers that are not finite (nan, inf)")
+        raise _error(name, "its weights give numbers that are not finite (nan, inf)")
     return length
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def _error(name: str, what: str, remedy: str = "") -> InputError:
+    return InputError(Problem(name, what, remedy, "--model"))
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write model and tokenizer as `folder`, in place of what is there, whole or not at all."""
 
     def fill(aside: Path) -> None:
         model.save_pretrained(aside)
-        for file in aside.glob("*.safetensors"):  # It makes them for their owner alone.
+        for file in aside.glob("*.safetensors"):  # Only their owner may read them otherwise.
             file.chmod((aside / "config.json").stat().st_mode)
         forget_padding(tokenizer)
         tokenizer.save_pretrained(aside)

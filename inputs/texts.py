@@ -1,39 +1,38 @@
-"""A file of texts in, its rows out: looked through for all that is wrong before any is used."""
+"""Unlabelled text for prediction: a file, checked from end to end before it is used, or lines."""
 
 import contextlib
+import io
 import json
-import re
-from collections.abc import Iterator
+import select
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 from inputs import tables
-from inputs.files import MOST_PROBLEMS
-from outputs import writers
-from system.console import InputError, say
+from inputs.files import MOST_PROBLEMS, READERS, at
+from system.console import InputError, Problem, say
 
-# Texts of like length share a batch: the more there are to choose from, the less is padded. The
-# first are few, so that the first answers come soon.
+# Texts of similar length share a batch, so a larger window needs less padding. The first windows
+# are small, so that the first answers come soon.
 FIRST_WINDOW, LARGEST_WINDOW = 2**14, 2**20  # Characters.
-MOST_LABELS = 100_000  # Of more, a column is none of labels.
-MOST_TEXTS = 10_000  # At a time, however short: the tokens of each take a kilobyte.
+MOST_LABELS = 100_000  # A column with more is not a label column.
+MOST_TEXTS = 10_000  # In a window, because the tokens of each text take a kilobyte.
 
 
 class TextFile(NamedTuple):
-    """A file of texts, looked through from end to end."""
+    """A file of texts that has been checked from end to end."""
 
     path: Path
     table: tables.Table
     text_columns: list[str]
     label_column: str | None
-    columns: list[str]  # Those that are needed: if the rows are to be written, all that any has.
+    columns: list[str]  # Those to read.
     rows: int
     labels: set[str]
 
     def windows(self) -> Iterator[list[dict]]:
         """The rows, at most LARGEST_WINDOW characters and MOST_TEXTS at a time."""
-        problems: list[str] = []
+        problems: list[Problem] = []
         window, size, most = [], 0, FIRST_WINDOW
         for _, row in self.table.rows(problems, self.columns, False):
             row = {column: row[column] for column in self.columns if column in row}
@@ -43,78 +42,93 @@ class TextFile(NamedTuple):
                 yield window
                 window, size, most = [], 0, min(2 * most, LARGEST_WINDOW)
         if problems:
-            raise InputError(*problems)  # It was changed a moment ago.
+            raise InputError(*problems)  # The file was changed a moment ago.
         yield window
 
 
-def look_through(path: Path, wanted: SimpleNamespace, record: dict | None) -> TextFile:
-    """Read a file from end to end, for all that is wrong with it, before anything is answered.
+def look_through(
+    path: Path,
+    text_columns: list[str] | None,
+    label_column: str | None,
+    trained: dict[str, list[str]],
+    added_columns: Sequence[str] = (),
+    for_glue: bool = False,
+) -> TextFile:
+    """Read a file from end to end; InputError with everything that is wrong with it.
 
-    Args:
-        wanted: `text_column`, `label_column` (None: as in training, or by the usual names), `glue`,
-            which needs an answer to each, and `output`.
-        record: the run.json of the run that left the model, if one did.
-    Raises:
-        InputError: with one problem for each row that can't be used, up to MOST_PROBLEMS.
+    Columns that the user did not name (None) are those of `trained`, by setting, else found by
+    their usual names. `added_columns` will be written beside the file's own; GLUE needs every
+    answer.
     """
     table = tables.open_file(path)
-    known = {
-        name: getattr(wanted, name) or trained_columns(record, name)
-        for name in ("text_column", "label_column")
-    }
-    for name, columns in known.items():  # Those of the training data may be absent here.
-        if not getattr(wanted, name) and not set(columns or []) <= set(table.columns):
-            known[name] = None
-    label = known["label_column"][0] if known["label_column"] else None
+    # The training data's columns may be absent here.
+    usual = {name: c for name, c in trained.items() if c and set(c) <= set(table.columns)}
     text, label = tables.find_columns(
-        table, known["text_column"], label, labelled=bool(wanted.label_column)
+        table,
+        text_columns or usual.get("text_column"),
+        label_column or (usual.get("label_column") or [None])[0],
+        labelled=bool(label_column),
     )
-    problems: list[str] = []
-    found, rows = set(), 0
-    trained = trained_columns(record, "text_column")
-    if trained and len(trained) != len(text):
-        problems.append(
-            f"{path}: {len(text)} columns of text ({', '.join(text)}), and the model was trained "
-            f"on {len(trained)}; name them with --text-column"
+    problems: list[Problem] = []
+    count = len(trained.get("text_column") or text)
+    if count != len(text):
+        what = (
+            f"{len(text)} columns of text ({', '.join(text)}), and the model was trained on {count}"
         )
-    columns, is_json = dict.fromkeys(table.columns), path.suffix.lower() == ".jsonl"
+        problems.append(Problem(str(path), what, "name them with --text-column"))
+    columns, is_json = dict.fromkeys(table.columns), READERS[path.suffix.lower()].is_json
+    labels, rows = set(), 0
     for number, row in table.rows(problems, table.columns):
         rows += 1
         columns |= dict.fromkeys(row)
-        where = f"{path}, {table.unit} {number}"
-        for column in text:
-            value = row.get(column)
-            if value is not None and not isinstance(value, str):
-                problems.append(f"{where}: {value!r} in {column!r} is no text, which is needed")
-            elif wanted.glue and is_blank(value):
-                problems.append(f"{where}: no text in {column!r}; GLUE takes no empty answer")
-        # Half a character, which JSON alone can have, could not be read as text or be written.
-        used = row if wanted.output else {column: row.get(column) for column in text}
-        if is_json and re.search(tables.HALF_CHARACTER, json.dumps(used, ensure_ascii=False)):
-            problems.append(f"{where}: half a character (\\ud…) in it; mend or remove it")
-        with contextlib.suppress(TypeError):  # A label that is none is not compared.
-            if label and len(found) < MOST_LABELS:
-                found.add(tables.label_name(row.get(label)))
+        where = at(path, number, table.unit)
+        problems += tables.row_problems(
+            row, text, where, "GLUE takes no empty answer" if for_glue else None
+        )
+        # Half a character could not be written either.
+        others = {name: row[name] for name in row if name not in text} if added_columns else {}
+        if is_json and tables.HALF_CHARACTER.search(json.dumps(others, ensure_ascii=False)):
+            problems.append(Problem(where, tables.HALF_CHARACTER_FOUND, "mend or remove it"))
+        with contextlib.suppress(TypeError):  # A value that is no label is not compared.
+            if label and len(labels) < MOST_LABELS:
+                labels.add(tables.label_name(row.get(label)))
         if len(problems) >= MOST_PROBLEMS:
             break
-    for name in (writers.PREDICTION, writers.PROBABILITY):
-        if wanted.output and not wanted.glue and name in columns:
-            problems.append(f"{path}: it has a column {name!r} already; rename that")
+    for name in added_columns:
+        if name in columns:
+            what = f"it has a column {name!r} already"
+            problems.append(Problem(str(path), what, "rename that"))
     if problems:
         raise InputError(*problems)
-    read = f"texts from {' and '.join(map(repr, text))}"
-    say(f"{path}: {read}" + (f", labels from {label!r}" if found - {None, "", "-1"} else ""))
-    if not wanted.output or wanted.glue:
-        columns = [*text, *([label] if label else [])]
-    return TextFile(path, table, text, label, list(columns), rows, found - {None, ""})
+    read = f"{path}: texts from {' and '.join(map(repr, text))}"
+    say(read + (f", labels from {label!r}" if labels - {None, "", "-1"} else ""))
+    if not added_columns:
+        columns = [*text, label] if label else text
+    return TextFile(path, table, text, label, list(columns), rows, labels - {None, ""})
 
 
-def trained_columns(record: dict | None, name: str) -> list[str] | None:
-    """The `text_column` or `label_column` that a model was trained on, if its run.json is known."""
-    found = record and record["settings"].get(name)
-    return [found] if isinstance(found, str) else found
+def arrived_lines(stream: io.BufferedReader) -> Iterator[list[str]]:
+    """The lines of a stream, as many at a time as have arrived; InputError if one is not UTF-8."""
+    rest, number, size = b"", 1, FIRST_WINDOW
+    # Not read1(), which takes a pipe that does not block for one at its end.
+    while (chunk := stream.raw.read(size)) != b"":
+        if chunk is None:
+            select.select([stream], [], [])
+            continue
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from _decoded(lines, number)
+        number, size = number + len(lines), min(2 * size, LARGEST_WINDOW)
+    if rest:
+        yield from _decoded([rest], number)
 
 
-def is_blank(text: str | None) -> bool:
-    """Whether there is nothing to give a label to."""
-    return not (text and text.strip())
+def _decoded(lines: list[bytes], first: int) -> Iterator[list[str]]:
+    texts: list[str] = []
+    for number, line in enumerate(lines, first):
+        try:
+            texts.append(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r"))
+        except UnicodeDecodeError as error:
+            yield texts
+            what = f"byte {line[error.start]:#04x} is not UTF-8"
+            raise InputError(Problem(at("standard input", number), what)) from None
+    yield texts

@@ -1,4 +1,4 @@
-"""Several runs in, a table and a picture that tell them apart out."""
+"""Several runs → a table and a picture that tell them apart."""
 
 import hashlib
 import json
@@ -8,38 +8,41 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-# Runs that differ in these alone are repetitions of one another.
-NOT_COMPARED = ("seed", "output_dir", "resume", "log_every", "checkpoint_minutes", "tensorboard")
+from outputs import plots
+from training import settings as rules
 
 
 class Run(NamedTuple):
-    """A run, as its folder tells of it."""
+    """A run, read from its folder."""
 
     folder: Path
     record: dict
     history: list[dict]
 
     def score(self, name: str) -> float | None:
-        """The kept epoch's score; of a run that is not complete, the best so far."""
+        """The kept epoch's score, or the best so far if the run is not complete."""
         if self.record["result"]:
             return self.record["result"].get(name)
         return max((x[f"eval_{name}"] for x in self.history if f"eval_{name}" in x), default=None)
 
 
 def _compared(record: dict) -> dict[str, object]:
-    # A setting that an earlier version did not have is one that is off.
-    settings = record["settings"].items()
-    return {k: v for k, v in settings if k not in NOT_COMPARED and v is not None}
+    """The settings in which repetitions with other seeds agree."""
+    return {
+        name: value
+        for name, value in rules.completed(record["settings"]).items()
+        if rules.affects(name) != rules.NOTHING and name != "seed" and value is not None
+    }
 
 
 def _contents(record: dict) -> dict[str, str]:
-    """What is behind the names of data and model, which may be other paths, or other files now.
+    """A hash of the content of data and model, whose names may be other paths of the same files.
 
-    Of the data it is that of the files: which of it is trained on, and which held out, can follow
-    from the seed. A data set of the Hub is known by its name.
+    For data it is that of the files, because the held-out part can depend on the seed. A data set
+    on the Hub is known by its name.
     """
-    found, settings = record["fingerprints"], record["settings"]
-    contents = {"data": found.get("files"), "model": found.get("model")}
+    prints, settings = record["fingerprints"], record["settings"]
+    contents = {"data": prints.get("files"), "model": prints.get("model")}
     texts = {k: json.dumps(v or settings[k], sort_keys=True) for k, v in contents.items()}
     return {part: hashlib.sha256(text.encode()).hexdigest() for part, text in texts.items()}
 
@@ -49,7 +52,7 @@ def _key(run: Run) -> str:
 
 
 def _groups(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs of the same settings but for the seed together, best mean accuracy first."""
+    """Runs that differ at most in the seed together, best mean accuracy first."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(f"{_key(run)} {bool(run.record['result'])}", []).append(run)
@@ -64,7 +67,7 @@ def _groups(runs: Sequence[Run]) -> list[list[Run]]:
 def _differing(runs: Sequence[Run]) -> dict[str, list[str]]:
     """The settings that are not the same in all runs, and each run's value."""
     compared = [_compared(run.record) for run in runs]
-    found = {}
+    differing = {}
     for name in dict.fromkeys(name for settings in compared for name in settings):
         values = [_shown(settings.get(name)) for settings in compared]
         if name in ("data", "model"):
@@ -74,8 +77,8 @@ def _differing(runs: Sequence[Run]) -> dict[str, list[str]]:
             elif len(set(contents)) == 1:
                 continue
         if len(set(values)) > 1:
-            found[name] = values
-    return found
+            differing[name] = values
+    return differing
 
 
 def _shown(value: object) -> str:
@@ -85,7 +88,7 @@ def _shown(value: object) -> str:
 
 
 def _spread(group: Sequence[Run], values: Sequence[float | None], digits: int) -> str:
-    """The mean of the runs' values, ± their standard deviation where the seeds are several."""
+    """The mean of the runs' values, ± their standard deviation if there are several seeds."""
     values = [value for value in values if value is not None]
     if not values:
         return "–"
@@ -95,7 +98,7 @@ def _spread(group: Sequence[Run], values: Sequence[float | None], digits: int) -
 
 
 def table(runs: Sequence[Run]) -> str:
-    """A line for the runs of the same settings, best first: what differs, scores, and time."""
+    """One line for all seeds of the same settings, best first: differences, scores, time."""
     names, differing = _names(runs), _differing(runs)
     scores = ["accuracy"]
     if any(run.score("macro_f1") is not None for run in runs):
@@ -120,19 +123,17 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def _names(runs: Sequence[Run]) -> dict[Path, str]:
-    """Each run's folder as seen from the one in which they all lie."""
+    """Each run's folder, relative to the folder that holds all of them."""
     top = os.path.commonpath([run.folder.absolute().parent for run in runs])
     return {run.folder: str(run.folder.absolute().relative_to(top)) for run in runs}
 
 
 def picture(path: Path, runs: Sequence[Run]) -> None:
     """Draw the curves of all runs, the best ones first, as the file `path`."""
-    from outputs import plots as pictures
-
     names, differing, curves = _names(runs), _differing(runs), []
     for run in (run for group in _groups(runs) for run in group):
         score, number = run.score("accuracy"), runs.index(run)
-        what = [f"{name} {values[number]}" for name, values in differing.items()]
-        what.append("no accuracy yet" if score is None else f"accuracy {score:.4f}")
-        curves.append((f"{names[run.folder]}: {', '.join(what)}", run.history))
-    pictures.comparison(path, curves)
+        parts = [f"{name} {values[number]}" for name, values in differing.items()]
+        parts.append("no accuracy yet" if score is None else f"accuracy {score:.4f}")
+        curves.append((f"{names[run.folder]}: {', '.join(parts)}", run.history))
+    plots.comparison(path, curves)

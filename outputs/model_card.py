@@ -1,4 +1,4 @@
-"""A run's record in, its model card out: what the Hub shows of a model, and searches for."""
+"""A run's record → its model card: what the Hub shows of a model, and searches for."""
 
 import re
 from collections.abc import Iterator
@@ -6,19 +6,15 @@ from collections.abc import Iterator
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from inputs import hub
+from training import settings as rules
+from training.scores import accuracy_line
 
-# What is known by another name on the Hub than here, and under which license it is there.
+# The names on the Hub of models with another name here, and their license there.
 MODELS = {
     "builtin": "sentence-transformers/all-MiniLM-L6-v2",
     hub.DEFAULTS["model"]: hub.DEFAULTS["model"],
 }
-LICENSE = "apache-2.0"  # Of both.
-NOT_RECIPE = {  # Settings that have no part in what a model is.
-    *("model", "data", "output_dir", "resume", "log_every", "checkpoint_minutes", "tensorboard"),
-    *("device", "compile", "micro_batch_size"),
-}
-
-
+LICENSE = "apache-2.0"
 TEXT = """
 # {title}
 
@@ -50,11 +46,7 @@ print(classify("a text of your own"))
 
 
 def make(record: dict) -> str:
-    """The model card of a complete run, with the Hub's metadata at its top; no times, no paths.
-
-    Args:
-        record: as in run.json.
-    """
+    """The model card of a complete run, with Hub metadata on top; no times, no paths."""
     settings, result, sentences = record["settings"], record["result"], record["sentences"]
     base = MODELS.get(settings["model"]) or _id_of(settings["model"], "model")
     data = _id_of(hub.SHORT_NAMES.get(settings["data"], settings["data"]), "data")
@@ -95,22 +87,12 @@ def make(record: dict) -> str:
         classes=_classes(record["labels"]),
         train=sentences["train"],
         validation=sentences["validation"],
-        accuracy=in_words(result, sentences["validation"]),
+        accuracy=accuracy_line(result, sentences["validation"]),
         more="".join(f"{line}\n" for line in _more(result, sentences)),
         recipe="\n".join(f"- {line}" for line in _recipe(settings, record["versions"])),
         limits="\n".join(f"- {line}" for line in _limits(settings, data_name)),
     )
     return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n{text}"))
-
-
-def in_words(result: dict, sentences: int) -> str:
-    """The accuracy of a result and how sure it is, in one line."""
-    accuracy, (low, high) = result["accuracy"], result["accuracy_interval"]
-    half = (high - low) / 2
-    # Near 0 and 1 the interval lies on one side.
-    about = f" ± {100 * half:.1f} points" if half < accuracy < 1 - half else ""
-    ends = f"{low:.4f} to {high:.4f}, the 95 % interval of {sentences:,} sentences"
-    return f"accuracy {accuracy:.4f}{about} ({ends})"
 
 
 def _more(result: dict, sentences: dict) -> Iterator[str]:
@@ -127,7 +109,8 @@ def _more(result: dict, sentences: dict) -> Iterator[str]:
 
 def _recipe(settings: dict, versions: dict) -> Iterator[str]:
     for name, value in settings.items():
-        if name not in NOT_RECIPE and value is not None:
+        is_named = name in ("model", "data")  # In the card's first sentence.
+        if rules.affects(name) == rules.RESULT and not is_named and value is not None:
             yield f"`{name}`: {', '.join(value) if isinstance(value, list) else value}"
     for name in ("torch", "transformers"):
         yield f"{name} {versions[name]}"
@@ -136,15 +119,15 @@ def _recipe(settings: dict, versions: dict) -> Iterator[str]:
 def _limits(settings: dict, data_name: str) -> Iterator[str]:
     if settings["keep"] != "last" and settings["epochs"] > 1:
         yield (
-            f"Of {settings['epochs']} epochs the best on these validation sentences was kept: on "
+            f"The best of {settings['epochs']} epochs on these validation sentences was kept: on "
             "others it may do a little worse."
         )
     yield (
-        f"It was tried on {data_name} alone. Sentences of another kind or language, or of none of "
+        f"It was tried on {data_name} only. Sentences of another kind or language, or of none of "
         "these classes, get one of these labels all the same."
     )
-    yield f"Of a text it reads {settings['max_length']} tokens at most."
-    yield "What the texts that it learned from get wrong or leave out, it has learned too."
+    yield f"It reads at most {settings['max_length']} tokens of a text."
+    yield "It repeats the errors and omissions of the texts that it learned from."
 
 
 def _id_of(name: str, part: str) -> str | None:
@@ -155,7 +138,7 @@ def _id_of(name: str, part: str) -> str | None:
 
 
 def _last(name: str) -> str:
-    """The last part of a path or an id: a card says nothing of where things lie on a machine."""
+    """The last part of a path or an id, because a card holds no path of a machine."""
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1] or name
 
 

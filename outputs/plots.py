@@ -1,7 +1,7 @@
-"""Numbers of a run in, pictures out: PNG, legible at 1000 pixels, in print and without colours.
+"""The numbers of a run → plots: PNG, legible at 1000 pixels, in print and without colours.
 
-Colours are Okabe and Ito's, which colour-blind readers tell apart; what they tell apart differs in
-marks or kinds of line as well.
+Colours are Okabe and Ito's, which colour-blind readers tell apart; curves also differ in markers or
+line styles.
 """
 
 import io
@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from system import disk as files
+from system import disk
 
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 PURPLE, ORANGE, SKY = "#CC79A7", "#E69F00", "#56B4E9"
@@ -32,12 +32,12 @@ STYLE = {
 }
 LONGEST_NAME = 24
 MOST_NAMED_CLASSES, MOST_COUNTED_CLASSES = 40, 12
-MOST_RUNS = 12  # Of which a picture can still be read.
+MOST_RUNS = 12  # A picture of more can't be read.
 
 
 def short(name: str, most: int = LONGEST_NAME) -> str:
     """A name that fits into a picture."""
-    # What is no character, as a file's name can have it, is a question mark.
+    # A file's name can hold bytes that are no character; each becomes a question mark.
     name = " ".join(name.encode(errors="replace").decode().split())
     return name if len(name) <= most else name[: most - 1] + "…"
 
@@ -45,9 +45,9 @@ def short(name: str, most: int = LONGEST_NAME) -> str:
 def _save(figure: Figure, path: Path) -> None:
     content = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Of letters that the font does not have.
+        warnings.simplefilter("ignore")  # The font does not have all letters.
         figure.savefig(content, format="png", metadata={"Software": None})
-    files.write_whole(path, lambda file: file.write(content.getvalue()))
+    disk.write_whole(path, lambda file: file.write(content.getvalue()))
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
@@ -66,10 +66,8 @@ def curves(
 ) -> None:
     """Training loss, validation loss and accuracy, and learning rate over the steps of a run.
 
-    Args:
-        history: the lines of metrics.jsonl.
-        kept: the result of the run; None of one that is not complete.
-        intervals: the ends of the 95 % interval of the accuracy of each evaluation.
+    `history` has the lines of metrics.jsonl; `kept` is the result, None if the run is not complete;
+    `intervals` are the 95 % intervals of the accuracies.
     """
     logged = [line for line in history if "loss" in line]
     evaluated = [line for line in history if "eval_loss" in line]
@@ -79,11 +77,10 @@ def curves(
     if logged:
         steps, losses, rates = _columns(logged, "step", "loss", "learning_rate")
         dots = "." if len(steps) < 30 else None  # A line of one value could not be seen.
-        how = {"color": SKY, "linewidth": 1, "marker": dots}
-        top.plot(steps, losses, **how, label="training, as logged")
-        how = {"color": BLUE, "linewidth": 2.2, "marker": dots, "zorder": 3}
-        top.plot(steps, smooth(losses), **how, label="training, smoothed")
-        bottom.plot(steps, rates, color=PURPLE, linewidth=1.8, marker=dots)
+        top.plot(steps, losses, SKY, lw=1, marker=dots, label="training, as logged")
+        smoothed = {"lw": 2.2, "marker": dots, "zorder": 3, "label": "training, smoothed"}
+        top.plot(steps, smooth(losses), BLUE, **smoothed)
+        bottom.plot(steps, rates, PURPLE, lw=1.8, marker=dots)
     if evaluated:
         steps, losses, accuracies = _columns(evaluated, "step", "eval_loss", "eval_accuracy")
         top.plot(steps, losses, color=VERMILION, linestyle="--", marker="s", label="validation")
@@ -97,34 +94,30 @@ def curves(
             axes.axvline(step, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
         if kept:
             where = evaluated[kept["epoch"]]["step"], kept["accuracy"]
-            how = {"color": "black", "markersize": 16, "zorder": 3}
-            what = f"kept: epoch {kept['epoch']}, accuracy {kept['accuracy']:.4f}"
-            middle.plot(*where, "*", **how, label=what)
+            label = f"kept: epoch {kept['epoch']}, accuracy {kept['accuracy']:.4f}"
+            middle.plot(*where, "*", color="black", markersize=16, zorder=3, label=label)
         _legend_above(middle)
-    # With room for the marks at the edges, also where there is one value alone.
+    # Leaves room for the markers at the edges, even if there is only one value.
     last = max((line["step"] for line in history), default=1)
     highest = max((line.get("loss", line.get("eval_loss", 0)) for line in history), default=1)
-    top.set_ylim(0, 1.08 * highest)
-    top.set_ylabel("loss (nats)")
-    middle.set_ylabel("validation")
-    bottom.set_xlim(0, 1.04 * last)
-    bottom.set_ylabel("learning rate")
-    bottom.set_ylim(bottom=0)
+    top.set(ylim=(0, 1.08 * highest), ylabel="loss (nats)")
+    middle.set(ylabel="validation")
+    bottom.set(xlim=(0, 1.04 * last), xlabel="optimizer steps (dotted: the end of an epoch)")
+    bottom.set(ylim=(0, None), ylabel="learning rate")
     bottom.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    bottom.set_xlabel("optimizer steps (dotted: the end of an epoch)")
     if logged or evaluated:
         _legend_above(top)
     _save(figure, path)
 
 
 def _legend_above(axes: Axes) -> None:
-    # Inside, it would lie over some curve or other.
+    # Inside the axes it would cover a curve.
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, borderaxespad=0.2)
 
 
 @matplotlib.rc_context(STYLE)
 def confusion(path: Path, matrix: np.ndarray, names: Sequence[str], title: str) -> None:
-    """What was predicted of the sentences of each class; `matrix` counts them, a row a label."""
+    """The predictions for the sentences of each class; `matrix` has a row for each label."""
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     size = 4.2 + 0.55 * min(len(names), 16)
     figure = Figure(figsize=(size + 1.2, size), layout="compressed")
@@ -141,8 +134,7 @@ def confusion(path: Path, matrix: np.ndarray, names: Sequence[str], title: str) 
     upright = len(names) > 3 or max(map(len, shown), default=0) > 12
     axes.set_xticks(ticks, shown, rotation=90 if upright else 0)
     axes.set_yticks(ticks, shown)
-    axes.set_xlabel("prediction")
-    axes.set_ylabel("label")
+    axes.set(xlabel="prediction", ylabel="label")
     axes.set_title(title, fontsize=12)
     figure.colorbar(image, ax=axes, label="share of the sentences with this label", shrink=0.8)
     _save(figure, path)
@@ -150,28 +142,25 @@ def confusion(path: Path, matrix: np.ndarray, names: Sequence[str], title: str) 
 
 @matplotlib.rc_context(STYLE)
 def calibration(path: Path, bins: Sequence[dict], title: str) -> None:
-    """How often answers of a given probability are right; `bins` are of report.calibration."""
+    """How often answers of a given probability are right; `bins` come from scores.calibration."""
     figure = Figure(figsize=(8, 7.4), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True, height_ratios=[3, 1])
     low, high, confidence, accuracy, count = (
-        np.array([found[name] for found in bins])
+        np.array([one[name] for one in bins])
         for name in ("low", "high", "probability", "accuracy", "sentences")
     )
-    widths = (high - low) * 0.92
-    middles = (low + high) / 2
+    widths, middles = (high - low) * 0.92, (low + high) / 2
     top.bar(middles, accuracy, widths, color=SKY, edgecolor=BLUE, label="accuracy of the answers")
     top.plot(confidence, accuracy, "o", color=BLUE, label="at their mean probability")
     top.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1.2, label="as it should be")
-    top.set_ylabel("share that is right")
-    top.set_ylim(0, 1.02)
+    top.set(ylabel="share that is right", ylim=(0, 1.02))
     _legend_above(top)
     figure.suptitle(title, fontsize=12)
     bars = bottom.bar(middles, count, widths, color=GREY)
     bottom.bar_label(bars, [f"{number:,}" for number in count], fontsize=9)
-    bottom.margins(y=0.2)  # For the numbers.
-    bottom.set_ylabel("sentences")
-    bottom.set_xlabel("probability of the answer, as the model gives it")
-    bottom.set_xlim(float(low.min()) - 0.02 if len(low) else 0, 1.02)
+    bottom.margins(y=0.2)  # Room for the numbers.
+    bottom.set(ylabel="sentences", xlabel="probability of the answer, as the model gives it")
+    bottom.set(xlim=(float(low.min()) - 0.02 if len(low) else 0, 1.02))
     _save(figure, path)
 
 
@@ -187,17 +176,14 @@ def comparison(path: Path, runs: Sequence[tuple[str, Sequence[dict]]]) -> None:
         strict=False,
     )
     for (name, history), (colour, line_style, mark) in zip(runs[:MOST_RUNS], looks, strict=False):
-        # A label that begins with an underscore would not be shown.
+        # matplotlib does not show a label that begins with an underscore.
         how = {"color": colour, "linestyle": line_style, "label": f" {short(name, 90)}"}
         steps, losses = _columns([x for x in history if "loss" in x], "step", "loss")
         top.plot(steps, smooth(losses) if len(losses) else losses, **how)
         evaluated = [line for line in history if "eval_loss" in line]
         bottom.plot(*_columns(evaluated, "step", "eval_accuracy"), marker=mark, **how)
-    top.set_ylabel("training loss, smoothed (nats)")
-    top.set_ylim(bottom=0)
-    bottom.set_ylabel("validation accuracy")
-    bottom.set_xlabel("optimizer steps")
-    bottom.set_xlim(left=0)
+    top.set(ylabel="training loss, smoothed (nats)", ylim=(0, None))
+    bottom.set(ylabel="validation accuracy", xlabel="optimizer steps", xlim=(0, None))
     if runs:
         figure.legend(*bottom.get_legend_handles_labels(), loc="outside lower center", ncols=1)
     _save(figure, path)

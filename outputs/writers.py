@@ -1,4 +1,4 @@
-"""Rows and their answers in, a file out: csv, tsv, jsonl, parquet, or as GLUE's server takes it."""
+"""Rows and their answers → a csv, tsv, jsonl or parquet file, or one for GLUE's server."""
 
 import codecs
 import contextlib
@@ -9,35 +9,31 @@ from pathlib import Path
 from typing import BinaryIO
 
 PREDICTION, PROBABILITY = "prediction", "probability"  # The columns that are added.
-Answer = tuple[int, float] | None  # The id of the class and its probability; None of no text.
+Answer = tuple[int, float] | None  # The id of the class and its probability; None for no text.
 Answered = Iterable[tuple[list[dict], list[Answer]]]
 Write = Callable[[list[dict]], object]
 
 
 def write_table(
-    out: BinaryIO, ending: str, source: Path, columns: list[str], names: list[str], found: Answered
+    out: BinaryIO, ending: str, source: Path, columns: list[str], names: list[str], rows: Answered
 ) -> None:
     """Write the rows of the file `source` with the label of each and its probability.
 
-    Args:
-        ending: that of the name of the file that is written, which says how.
-        columns: all that any row has.
-        names: of the classes, in the order of their ids.
-        found: rows, and the answer to each.
+    The `ending` decides the form, `columns` are those of all rows, `names` those of the classes.
     """
     with WRITERS[ending](out, [*columns, PREDICTION, PROBABILITY], source) as write:
-        for rows, answers in found:
-            for row, best in zip(rows, answers, strict=True):
+        for window, answers in rows:
+            for row, best in zip(window, answers, strict=True):
                 row[PREDICTION] = names[best[0]] if best else None
                 row[PROBABILITY] = round(best[1], 6) if best else None
-            write(rows)
+            write(window)
 
 
-def write_glue(out: BinaryIO, found: Answered) -> None:
-    """Write what the GLUE benchmark's server takes: row numbers from 0, and ids of classes."""
+def write_glue(out: BinaryIO, rows: Answered) -> None:
+    """Write a file for the GLUE benchmark's server: row numbers from 0, and ids of classes."""
     out.write(b"index\tprediction\n")
     number = 0
-    for _, answers in found:
+    for _, answers in rows:
         for best in answers:
             out.write(b"%d\t%d\n" % (number, best[0]))
             number += 1
@@ -53,7 +49,7 @@ def csv_writer(out: BinaryIO, dialect: str = "excel") -> Callable[[list], object
     )
 
     def write(row: list) -> None:
-        # Python 3.11 leaves a carriage return bare, at which readers end the row.
+        # Python 3.11 does not quote a carriage return, and readers would end the row there.
         (quoted if any("\r" in str(cell) for cell in row) else plain).writerow(row)
 
     return write
@@ -78,7 +74,7 @@ def _tsv(out: BinaryIO, columns: list[str], source: Path) -> contextlib.Abstract
 @contextlib.contextmanager
 def _jsonl(out: BinaryIO, columns: list[str], _: Path) -> Iterator[Write]:
     def write(rows: list[dict]) -> None:
-        # What is not a number (nan) is none in JSON.
+        # JSON has no nan.
         rows = ({k: None if v != v else v for k, v in row.items()} for row in rows)
         lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
         out.write("".join(lines).encode())
@@ -91,7 +87,7 @@ def _parquet(out: BinaryIO, columns: list[str], source: Path) -> Iterator[Write]
     import pyarrow
     import pyarrow.parquet
 
-    # Of other files, whose columns may hold anything, each value is text.
+    # Columns of other files may hold anything, so each value is written as text.
     is_typed = source.suffix.lower() == ".parquet"
     schema = pyarrow.parquet.read_schema(source) if is_typed else pyarrow.schema([])
     for name in columns[len(schema) :]:

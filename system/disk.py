@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, wherever the writing breaks off."""
+"""Files and folders that are written whole or not at all, even if the writing breaks off."""
 
 import contextlib
 import errno
@@ -13,19 +13,17 @@ from safetensors import SafetensorError
 
 from system.console import RunError, one_line
 
-PARTIAL = ".partial"  # Ends the name of what is being written.
-_mark = ""  # Stands before that, where several processes may write the same file.
-OLD = ".old"  # Ends the name of a folder that is being replaced.
+PARTIAL, OLD = ".partial", ".old"  # End names of what is being written and being replaced.
 
 
 def write_whole(path: Path, fill: Callable[[BinaryIO], object]) -> None:
-    """Put in place of the file `path` what `fill` writes: aside, flushed to disk, then renamed.
+    """Let `fill` write a file aside, flush it to disk, and rename it to `path`.
 
-    Raises:
-        RunError: it could not be written; what was there before is whole, or else this is there.
+    RunError if it could not be written; `path` is then as it was before.
     """
-    aside = path.with_name(path.name + _mark + PARTIAL)
-    with told(path):
+    # Two processes that write the same file must not share a file aside.
+    aside = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    with write_errors(path):
         try:
             with aside.open("wb") as file:
                 fill(file)
@@ -38,29 +36,14 @@ def write_whole(path: Path, fill: Callable[[BinaryIO], object]) -> None:
         flush_folder(path.parent)
 
 
-def mark_as_own() -> None:
-    """From now on write aside under a name of this process's own: no lock keeps others away."""
-    global _mark
-    _mark = f".{os.getpid()}"
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether a disk, or what may be written of it, was full."""
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    causes = (error, error.__cause__, error.__context__)
-    return any(isinstance(cause, OSError) and cause.errno in numbers for cause in causes)
-
-
 def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
-    """Put in place of `folder` what `fill` writes: aside, flushed to disk, then renamed.
+    """Let `fill` write a folder aside, flush it to disk, and put it in the place of `folder`.
 
-    No system swaps two folders: for an instant there is none, never half of one.
-
-    Raises:
-        RunError: it could not be written; what was there before is whole, or else this is there.
+    Two renames are needed, so for an instant there is no `folder`; never half of one. RunError if
+    it could not be written; `folder` is then as it was before.
     """
     aside, old = (folder.with_name(folder.name + ending) for ending in (PARTIAL, OLD))
-    with told(folder):
+    with write_errors(folder):
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         try:
@@ -80,19 +63,23 @@ def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def leftovers(path: Path) -> list[Path]:
+    """Files and folders that a killed process left while it wrote or replaced `path`."""
+    folders = (path.with_name(path.name + ending) for ending in (PARTIAL, OLD))
+    files = path.parent.glob(f"{path.name}.*{PARTIAL}")
+    return [*files, *(folder for folder in folders if folder.exists())]
+
+
 def clear_leftovers(path: Path) -> None:
-    """Remove what a killed process had begun to write for `path`, or to remove from its place."""
-    for leftover in (path.with_name(path.name + PARTIAL), path.with_name(path.name + OLD)):
-        with told(leftover):
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink(missing_ok=True)
+    """Remove the `leftovers` of `path`."""
+    for leftover in leftovers(path):
+        with write_errors(leftover):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def write_json(path: Path, record: dict) -> None:
     """Write `record` as the file `path`, as `write_whole` does."""
-    text = json.dumps(record, indent=2) + "\n"  # ASCII: names of files can be any bytes.
+    text = json.dumps(record, indent=2) + "\n"  # ASCII, because names of files can be any bytes.
     write_whole(path, lambda file: file.write(text.encode("ascii")))
 
 
@@ -104,12 +91,12 @@ def write_lines(path: Path, records: list[dict]) -> None:
 
 def append_line(path: Path, record: dict) -> None:
     """Add a record to a file of JSON lines."""
-    with told(path), path.open("a", encoding="ascii") as lines:
+    with write_errors(path), path.open("a", encoding="ascii") as lines:
         lines.write(json.dumps(record) + "\n")
 
 
 def flush_folder(folder: Path) -> None:
-    """Flush the names in a folder to disk: a file renamed is at its new place only after that."""
+    """Flush the names in a folder to disk: only then a renamed file is at its new place."""
     opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -120,20 +107,25 @@ def flush_folder(folder: Path) -> None:
         os.close(opened)
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether the cause is a full disk, or a limit on what may be written."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    causes = (error, error.__cause__, error.__context__)
+    return any(isinstance(cause, OSError) and cause.errno in numbers for cause in causes)
+
+
 @contextlib.contextmanager
-def told(path: Path) -> Iterator[None]:
-    """Errors of writing name what could not be written: those of a full disk don't."""
+def write_errors(path: Path) -> Iterator[None]:
+    """Raise a RunError that names `path`, as errors of a full disk don't."""
     try:
         yield
     except Exception as error:
-        # torch reports a full disk by a RuntimeError behind the system's error; tokenizers by a
-        # plain Exception with the system's words in it.
-        behind = error.__context__ if type(error) is RuntimeError else None
-        cause = behind if isinstance(behind, OSError) else error
+        # torch reports a full disk by a RuntimeError with the system's error as its context;
+        # tokenizers by a plain Exception, for which only the text tells.
+        context = error.__context__ if type(error) is RuntimeError else None
+        cause = context if isinstance(context, OSError) else error
         if not isinstance(cause, OSError | SafetensorError) and "os error" not in str(error):
             raise
         reason = getattr(cause, "strerror", None) or one_line(cause)
-        raise RunError(
-            f"{path} could not be written ({reason}); mend that, then give the same command, a run "
-            "with --output-dir and --resume"
-        ) from error
+        remedy = "mend that, then give the same command, a run with --output-dir and --resume"
+        raise RunError(f"{path} could not be written ({reason}); {remedy}") from error

@@ -1,62 +1,107 @@
-"""A model on its device, in the form whose steps are the fastest there."""
+"""The fastest form of a model's step on its device: prepared once, used for every batch."""
 
 import os
-from types import SimpleNamespace
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from system import collectives as processes
+from system import collectives, ranks
+from system.console import InputError, Problem
 
 # oneDNN would keep 1024 of the programs that it writes, up to 40 for each length of a batch, in
-# hundreds of megabytes; those of a step are enough. It looks here when it is first used.
+# hundreds of megabytes; those of one step are enough. It reads this when it is first used.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
-# Encoders that take a mask of four dimensions, and whose classifier reads the first token alone;
-# and what they call a layer's feed-forward part. A kind stands here when tests/test_faster.py finds
-# its numbers the same as without.
+# Encoders that take a mask of four dimensions and whose classifier reads the first token only, and
+# the name of a layer's feed-forward part. tests/test_speed.py compares each with the plain model.
 FEED_FORWARD = {"distilbert": "ffn"} | dict.fromkeys(
     ("bert", "camembert", "deberta", "deberta-v2", "electra", "roberta", "xlm-roberta"),
     "intermediate",
 )
 
 
-def prepare(model: PreTrainedModel, settings: SimpleNamespace) -> None:
-    """Put the model on `settings.device`, and compile it or replace what is slow there.
+def choose_device(name: str) -> str:
+    """The device `name`; `auto` is the first available of cuda, mps, cpu; or an InputError."""
+    processes, gpus = ranks.local_world_size(), torch.cuda.device_count()
+    if name in ("auto", "cuda") and 0 < gpus < processes:
+        raise InputError(
+            Problem(
+                name,
+                f"{processes} processes on a machine of {gpus} GPUs",
+                "start one for each (torchrun --nproc-per-node)",
+                "--device",
+            )
+        )
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available() and processes == 1,
+        "cpu": True,
+    }
+    if name != "auto" and not available[name]:
+        problem = "PyTorch finds no such device here"
+        raise InputError(Problem(name, problem, "try --device auto", "--device"))
+    return next(device for device in available if available[device] and name in ("auto", device))
 
-    Logits and gradients stay what they were, but for rounding; of the last layer's own output the
-    first token alone does. What is saved is an ordinary checkpoint.
+
+def choose_precision(name: str, device: str) -> str:
+    """The precision `name`, or for `auto` bf16 on a GPU that has units for it, else fp32."""
+    if name != "auto":
+        return name
+    has_bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "fp32"
+
+
+def prepare(model: PreTrainedModel, device: str, precision: str, compiled: bool = False) -> None:
+    """Move the model to `device`, and compile it or replace what is slow there.
+
+    Logits and gradients stay the same except for rounding, but of the last layer's output only the
+    first token is right. What is saved is an ordinary checkpoint.
     """
-    model.to(settings.device)
+    model.to(device)
     kind = model.config.model_type
     if kind in FEED_FORWARD:
-        model.register_forward_pre_hook(_spell_out_the_mask, with_kwargs=True)
+        model.register_forward_pre_hook(_expand_mask, with_kwargs=True)
         name = "." + FEED_FORWARD[kind]
         parts = [module for path, module in model.named_modules() if path.endswith(name)]
-        # A single token can't be split into chunks of several; and there may be no layers at all.
+        # One token can't be split into chunks of several; and there may be no layers at all.
         if parts and not getattr(model.config, "chunk_size_feed_forward", 0):
             parts[-1].register_forward_pre_hook(_keep_first_token)
-    if settings.compile:
+    if compiled:
         model.compile(dynamic=True)  # One program for all lengths, not one for each.
-    elif settings.device == "cpu":
+    elif device == "cpu":
         words = model.get_input_embeddings()
         if type(words) is nn.Embedding and words.weight.requires_grad:
             _keep_gradient(words)
         has_onednn = torch.backends.mkldnn.is_available()
         is_wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
-        if has_onednn and is_wide and settings.precision == "fp32":
+        if has_onednn and is_wide and precision == "fp32":
             for module in model.modules():
                 if type(module) is nn.Linear:
-                    module.__class__ = OneDNNLinear  # With the weights and names that it has.
+                    module.__class__ = OneDNNLinear  # It keeps its weights and names.
 
 
-def _spell_out_the_mask(model: nn.Module, args: tuple, batch: dict) -> tuple[tuple, dict]:
-    # transformers asks of a mask of (sentences, tokens) whether it hides anything, for which Python
-    # waits until a GPU has answered; one of four dimensions it takes as it is. A batch without
-    # padding has a mask too, then, which on a GPU rules out the very fastest attention.
-    # Other attention than sdpa would add it to its scores, or can't read it.
+def forward(
+    model: nn.Module, inputs: dict[str, torch.Tensor], precision: str
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Logits and labels of a micro-batch: the forward pass of training, evaluation and prediction.
+
+    Logits are float32 of shape (sentences, classes), labels int64 of shape (sentences,), or None if
+    `inputs` has none; both are on the model's device.
+    """
+    inputs = {name: tensor.to(model.device, non_blocking=True) for name, tensor in inputs.items()}
+    labels = inputs.pop("labels", None)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        logits = model(**inputs).logits
+    return logits.float(), labels
+
+
+def _expand_mask(model: nn.Module, args: tuple, batch: dict) -> tuple[tuple, dict]:
+    # transformers asks whether a mask of (sentences, tokens) hides anything, and Python waits for
+    # the GPU's answer; a mask of four dimensions is taken as it is. A batch without padding then
+    # has a mask too, which on a GPU rules out the very fastest attention. Attention other than sdpa
+    # would add it to its scores, or can't read it.
     mask = batch.get("attention_mask")
     if model.config._attn_implementation == "sdpa" and mask is not None and mask.dim() == 2:
         batch = batch | {"attention_mask": mask[:, None, None, :].bool()}
@@ -64,31 +109,31 @@ def _spell_out_the_mask(model: nn.Module, args: tuple, batch: dict) -> tuple[tup
 
 
 def _keep_first_token(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-    # The classifier reads the first token of the last layer and no other, so the last feed-forward
-    # part, a ninth of all work, need not be computed for the others. The residual connection
-    # broadcasts what comes out over them; no logit and no gradient depends on it.
+    # The classifier reads only the first token of the last layer, so the last feed-forward part, a
+    # ninth of all work, need not be computed for the others. The residual connection broadcasts
+    # the result over them; no logit and no gradient depends on it.
     return (args[0][:, :1],)
 
 
 def _keep_gradient(words: nn.Embedding) -> None:
     # The gradient of the word embeddings, 94 MB of which a batch writes some hundred rows, would be
-    # got from the system and given back at each step, and be cleared page by page: a tenth of the
-    # time. It has one place for good; what backward() makes is only those rows, added to it.
+    # allocated, cleared page by page and freed in each step: a tenth of the time. It keeps its
+    # place; backward() makes only those rows, which are added to it.
     words.sparse, words.kept_gradient = True, torch.empty_like(words.weight)
 
     def clear(rows: torch.Tensor) -> None:
         if words.weight.grad is None:  # The first backward() since zero_grad().
             words.weight.grad = words.kept_gradient.zero_()
 
-    if processes.count() == 1:
+    if ranks.world_size() == 1:
         words.weight.register_hook(clear)
 
 
 def complete_gradients(model: nn.Module) -> None:
-    """Of several processes on a CPU, which send each other only those rows: do that now."""
+    """Exchange the rows of a sparse gradient: DistributedDataParallel leaves it out on a CPU."""
     words = getattr(model, "module", model).get_input_embeddings()
     if words.weight.grad is not None and words.weight.grad.is_sparse:
-        processes.mean_of_rows(words.weight.grad, words.kept_gradient)
+        collectives.mean_of_rows(words.weight.grad, words.kept_gradient)
         words.weight.grad = words.kept_gradient
 
 
@@ -100,7 +145,7 @@ class OneDNNLinear(nn.Linear):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # Shaped out here, where autograd sees it: DeBERTa changes a view of the result in place.
+        # Shaped outside _OneDNN, so that autograd sees it: DeBERTa changes a view of it in place.
         rows = _OneDNN.apply(x.reshape(-1, self.in_features), self.weight, self.bias)
         return rows.view(*x.shape[:-1], self.out_features)
 
@@ -110,7 +155,7 @@ class _OneDNN(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None):
-        x = x.contiguous()  # For speed alone: of a slice's gaps oneDNN makes a hundredfold work.
+        x = x.contiguous()  # For speed only: the gaps of a slice slow oneDNN down a hundredfold.
         ctx.save_for_backward(x, weight)
         return _product(x, weight, bias)
 

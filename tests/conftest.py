@@ -1,49 +1,32 @@
-"""What the tests share: the real program as a process, tiny checkpoints, small tables."""
+"""Fixtures of all tests, and the settings that must precede their imports."""
 
-import functools
-import json
+import io
 import os
-import re
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import threading
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO
 
 import hypothesis
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-SST2 = Path(os.environ.get("SST2", ROOT.parent / "shared" / "sst2"))  # GLUE's SST-2, not committed.
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-# Tests run two at a time, on two cores: threads of several programs on one core wait for each
-# other, which takes several times as long. For the programs that tests start, and, as torch looks
-# here at its import, for the tests themselves.
+# Tests run two at a time, on two cores. Threads of several programs on one core wait for each
+# other, which takes several times as long. torch reads this at its import, in the tests too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# No test asks the real Hub; set before its library is imported by a test.
+# No test asks the real Hub; the Hub's library reads this at its import.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-# What an example takes, beside other work on the machine, says nothing of the program.
+from harness.helpers import CSV, ROOT, save_tiny, scenario
+
+# The time of an example depends on other work on the machine.
 hypothesis.settings.register_profile("beside others", deadline=None)
 hypothesis.settings.load_profile("beside others")
-
-README = (ROOT / "README.md").read_text("utf-8")
-POSITIVE = ["a fine film", "warm and funny", "what a joy to see", "bright , brisk and moving"]
-NEGATIVE = ["a dull film", "cold and tiresome", "what a bore to see", "dim , slow and clumsy"]
-ROWS = [
-    (text, label)
-    for pair in zip(POSITIVE, NEGATIVE, strict=True)
-    for text, label in zip(pair, ("positive", "negative"), strict=True)
-] * 5
-CSV = "sentence,label\n" + "".join(f'"{text}",{label}\n' for text, label in ROWS)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,18 +37,6 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     home = tmp_path_factory.mktemp("hf_home")
     os.environ["HF_HOME"] = str(home)
     datasets.config.HF_DATASETS_CACHE = home / "datasets"
-
-
-def start(folder: Path, *flags: object, **environment: str) -> subprocess.Popen:
-    """The real program, started in `folder`; what it prints is read from its pipes."""
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "finetune.py"), *map(str, flags)],
-        cwd=folder,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 @pytest.fixture
@@ -109,14 +80,15 @@ def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
 
     A run that does not end, such as one that should have been refused, ends after five minutes.
     """
-    import warm
+    from harness import warm
 
-    from outputs import plots as pictures
+    from outputs import plots
     from system import console
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pictures, "_save", warm.save_at_once)
-    monkeypatch.setattr(console, "_ignore_signals", lambda: None)  # Of the tests themselves.
+    monkeypatch.setattr(plots, "_save", warm.save_at_once)
+    for name in ("end_on_signals", "ignore_signals"):  # Signals of the tests themselves.
+        monkeypatch.setattr(console, name, lambda: None)
 
     def end(*_: object) -> None:
         raise AssertionError("still running after 300 s")
@@ -127,7 +99,7 @@ def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
         before = signal.signal(signal.SIGALRM, end)
         signal.alarm(300)
         try:
-            warm.program([*map(str, flags)])
+            warm.run_program([*map(str, flags)])
         except SystemExit as end_of_run:
             code = end_of_run.code or 0
         finally:
@@ -138,100 +110,6 @@ def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
         return SimpleNamespace(code=code, out=out, err=err, errors=errors)
 
     return run
-
-
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "0"}
-
-
-@functools.cache
-def scenarios() -> tuple[subprocess.Popen, IO[str]]:
-    """group.py, in which all is imported, and what it says on stderr."""
-    said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the program runs)
-    program = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests" / "group.py")],
-        env=os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=said,
-        text=True,
-    )
-    return program, said
-
-
-def scenario(name: str, folder: Path, **arguments: object) -> dict:
-    """What a scenario of warm.py or group.py has found."""
-    folder.mkdir(exist_ok=True)
-    program, said = scenarios()
-    print(json.dumps([name, {"folder": str(folder)} | arguments]), file=program.stdin, flush=True)
-    limit = threading.Timer(1200, program.kill)
-    limit.start()
-    found = json.loads(program.stdout.readline() or "null")
-    limit.cancel()
-    said.seek(0)
-    assert found is not None, said.read()[-5000:]
-    return found
-
-
-def free_port() -> int:
-    """A port that nobody on this machine has."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def block(mark: str) -> str:
-    """The code in the README after `<!-- mark -->`."""
-    return re.search(rf"<!-- {mark} -->\n```\w*\n(.*?)```", README, re.DOTALL)[1]
-
-
-def limited(folder: Path, resource: str, size: int) -> dict[str, str]:
-    """The environment of a program for which `resource`, such as RLIMIT_FSIZE, is `size` bytes."""
-    lines = [
-        "import resource, signal",
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)",  # An error of writing, not a signal.
-        f"resource.setrlimit(resource.{resource}, ({size}, {size}))",
-    ]
-    (folder / "site").mkdir()
-    (folder / "site" / "sitecustomize.py").write_text("\n".join(lines))
-    return {"PYTHONPATH": str(folder / "site")}
-
-
-def drop_roots_power_over_files() -> None:
-    """Root may write anywhere; a process without this capability may not, even as root."""
-    import ctypes
-
-    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
-
-
-def builtin_folder() -> Path:
-    from inputs import encoder_files as model_files
-
-    return model_files.find_model("builtin")
-
-
-def copy_tokenizer(folder: Path) -> None:
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
-        shutil.copy(builtin_folder() / name, folder)
-
-
-def save_tiny(folder: Path, tokenizer: bool = True, **changes: object) -> Path:
-    """A DistilBERT of two narrow layers with random weights, laid out as the Hub's checkpoint."""
-    import torch
-    from transformers import DistilBertConfig, DistilBertForMaskedLM
-
-    sizes = {
-        "dim": 32,
-        "hidden_dim": 64,
-        "n_layers": 2,
-        "n_heads": 2,
-        "max_position_embeddings": 64,
-    }
-    torch.manual_seed(0)
-    DistilBertForMaskedLM(DistilBertConfig(**sizes | changes)).save_pretrained(folder)
-    if tokenizer:
-        copy_tokenizer(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -254,14 +132,105 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory):
     return finetune(model=tiny, data=folder, output_dir=folder / "run", **how)
 
 
+@pytest.fixture(scope="session")
+def classifier(trained):
+    """The model of `trained`, ready for use; changed by none."""
+    from outputs import classifier as classifiers
+
+    return classifiers.load(str(trained.folder))
+
+
+@pytest.fixture
+def predicted(
+    trained,
+    classifier,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+):
+    """Predict in `tmp_path` without seconds of imports: `predicted(*arguments, stdin=b"")`."""
+    import predict
+    from outputs import classifier as classifiers
+    from system import console
+
+    load, trained_run = classifiers.load, str(trained.folder)
+
+    def load_once(name: str):
+        return classifier if name == trained_run else load(name)
+
+    monkeypatch.setattr(classifiers, "load", load_once)
+    for name in ("stop_on_signals", "ignore_signals"):  # Signals of the tests themselves.
+        monkeypatch.setattr(console, name, lambda: None)
+    monkeypatch.setattr(predict.signal, "signal", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object, stdin: bytes = b"", run: str = trained_run) -> SimpleNamespace:
+        source = io.BufferedReader(io.BytesIO(stdin))
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=source, isatty=lambda: False))
+        out = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)
+        monkeypatch.setattr(sys, "stdout", out)
+        code = 0
+        try:
+            with console.exit_codes():
+                predict.main([run, *map(str, arguments)])
+        except SystemExit as end_of_run:
+            code = end_of_run.code
+        answers, err = out.buffer.getvalue().decode(), capfd.readouterr().err
+        errors = [line for line in err.splitlines() if line.startswith("error: ")]
+        return SimpleNamespace(code=code, out=answers, err=err, errors=errors)
+
+    return run
+
+
 @pytest.fixture
 def small_builtin(monkeypatch, tiny, tmp_path_factory) -> None:
     """In this process the stand-ins are small: a tiny model and few sentences."""
-    from inputs import encoder_files as model_files
-    from inputs import tables
+    from inputs import encoder_files, files
 
     folder = tmp_path_factory.mktemp("builtin")
     for name in ("train", "dev"):
         (folder / f"{name}.csv").write_text(CSV)
-    monkeypatch.setattr(model_files, "_find_builtin", lambda: tiny)
-    monkeypatch.setattr(tables, "BUILTIN", folder)
+    monkeypatch.setattr(encoder_files, "_find_builtin", lambda: tiny)
+    monkeypatch.setattr(files, "BUILTIN", folder)
+
+
+@pytest.fixture(scope="session")
+def no_dropout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny`, without dropout: for runs that are compared."""
+    off = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
+    return save_tiny(tmp_path_factory.mktemp("no_dropout"), **off)
+
+
+@pytest.fixture(scope="session")
+def few_sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 64 sentences to train on and 24 to validate on: a run in two seconds."""
+    folder = tmp_path_factory.mktemp("few")
+    for name, rows in (("train", 64), ("dev", 24)):
+        lines = (ROOT / "builtin" / f"{name}.csv").read_text("utf-8").splitlines(keepends=True)
+        (folder / f"{name}.csv").write_text("".join(lines[: 1 + rows]), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stopped_once(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """A folder with data, a model, and two runs, `run` and `other`, that a signal has stopped."""
+    from harness.stopped import LONG
+
+    folder = tmp_path_factory.mktemp("stopped")
+    shutil.copytree(tiny, folder / "tiny")
+    (folder / "a.csv").write_text(CSV)
+    each = [LONG, [*LONG[:-2], "other", "--resume", "--seed", "1"]]
+    for flags, (code, output) in zip(each, scenario("stopped", folder, each=each), strict=True):
+        assert code == 143 and "epoch 0" in output and "stopped by SIGTERM" in output
+        assert f"the same command with --output-dir {flags[9]} --resume" in output
+        assert "Traceback" not in output
+    return folder
+
+
+@pytest.fixture
+def stopped(stopped_once: Path, tmp_path: Path) -> list[str]:
+    """The flags of a run in `tmp_path`/run, which a signal has stopped."""
+    from harness.stopped import LONG
+
+    shutil.copytree(stopped_once, tmp_path, dirs_exist_ok=True)
+    return LONG

@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 
-from conftest import README, ROOT, save_tiny
+import pytest
+from harness.helpers import README, ROOT, save_tiny
 from hypothesis import given
 from hypothesis import strategies as some
 
@@ -60,6 +61,7 @@ def run(folder, *arguments: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.long
 def test_a_run_is_counted_marked_kept_at_its_last_epoch_and_not_trained_or_put_to_dev_twice(
     tmp_path,
 ):

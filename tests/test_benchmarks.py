@@ -5,13 +5,12 @@ import os
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, save_tiny
-from hub_server import hub
+from harness.helpers import ROOT, save_tiny
+from harness.hub_server import hub
 from test_hub import MODEL, environment, repositories  # noqa: F401
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
@@ -28,8 +27,8 @@ import speed
 import work
 from contenders import CONTENDERS
 
-from inputs import encoder as models
-from system import speed as faster
+from inputs import encoder
+from system.speed import prepare
 from training import checkpoint, run_folder
 
 TINY = DistilBertConfig(dim=32, hidden_dim=64, n_layers=2, n_heads=2)
@@ -62,7 +61,7 @@ def test_what_is_said_to_be_left_out_is_what_a_prepared_model_does_not_compute(m
         with FlopCounterMode(display=False) as counter:
             model(**batch).logits.sum().backward()
         counted.append(counter.get_total_flops())
-        faster.prepare(model, SimpleNamespace(device="cpu", precision="fp32", compile=False))
+        prepare(model, "cpu", "fp32")
     left_out = work.left_out_flops(TINY, np.array([24, 24]))
     assert counted[0] - counted[1] == pytest.approx(left_out, rel=1e-6)
 
@@ -107,6 +106,7 @@ def test_each_contender_trains_and_is_stopped_after_the_steps_that_are_timed(nam
         assert found["padding"] > 0.5
 
 
+@pytest.mark.long
 def test_the_tutorial_runs_as_a_tutorial_does(tmp_path, repositories):  # noqa: F811
     tokenizer = save_tiny(tmp_path / "bert")
     served = repositories | {("models", "google-bert/bert-base-uncased"): tokenizer}
@@ -148,11 +148,12 @@ def test_the_tables_in_the_readmes_are_made_of_the_recorded_rounds():
             assert "\n".join(record["table"]) in text
 
 
+@pytest.mark.long
 def test_the_benchmark_of_checkpoints_times_each_write_of_a_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(checkpoints, "new_model", lambda: DistilBertForSequenceClassification(TINY))
     monkeypatch.setattr(checkpoints, "SST2", tmp_path)
-    for module, name in ((checkpoint, "save"), (models, "save_model"), (run_folder, "finish")):
+    for module, name in ((checkpoint, "save"), (encoder, "save"), (run_folder, "finish")):
         monkeypatch.setattr(module, name, getattr(module, name))  # Put back afterwards.
     found = checkpoints.measure(quick=True)
     sizes = {part: [write["mb"] for write in found["writes"][part]] for part in checkpoints.PARTS}

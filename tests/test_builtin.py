@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, SST2, block
+from harness.helpers import ROOT, SST2, block
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -79,6 +79,7 @@ def check_pipeline(folder: Path, capsys) -> None:
     assert good["score"] > 0.8 and bad["score"] > 0.8
 
 
+@pytest.mark.long
 def test_the_main_job_without_a_hub_reaches_85_percent_and_its_model_names_its_answers(
     finetune, tmp_path, capsys
 ):

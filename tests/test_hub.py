@@ -1,4 +1,4 @@
-"""With the Hub, without it, and with one that lies: what is used, what is replaced, how soon."""
+"""With the Hub, without it, and with a Hub that lies: what is used, what is replaced, how soon."""
 
 import importlib
 import json
@@ -14,12 +14,13 @@ import huggingface_hub
 import pyarrow
 import pyarrow.parquet
 import pytest
-import warm
-from conftest import ROWS, save_tiny, start
-from hub_server import hub
+from harness import warm
+from harness.helpers import ROWS, save_tiny, start
+from harness.hub_server import hub
 
 import finetune as script
 from inputs import hub as questions
+from system.console import InputError, Problem
 
 MODEL = "distilbert/distilbert-base-uncased"
 SHORT = ["--max-train-samples", "32", "--epochs", "1"]
@@ -60,7 +61,7 @@ def environment(server, home: Path) -> dict[str, str]:
 
 
 def read_environment() -> None:
-    """What the Hub's libraries have read at their import, anew."""
+    """Let the Hub's libraries read the environment again, as at their import."""
     for module in (huggingface_hub.constants, datasets.config):
         importlib.reload(module)
     questions.OFFLINE_AT_START = huggingface_hub.constants.HF_HUB_OFFLINE
@@ -88,13 +89,17 @@ def run_record(tmp_path: Path) -> dict:
     return json.loads((tmp_path / "run" / "run.json").read_text())
 
 
+@pytest.mark.parametrize("as_program", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_the_unchanged_command_trains_the_hubs_model_on_the_hubs_sst2_then_from_the_cache(
-    finetune, in_process_at, tmp_path, repositories
+    finetune, in_process_at, tmp_path, repositories, as_program
 ):
+    def train(server, *flags: str, as_program: bool = as_program) -> SimpleNamespace:
+        if as_program:
+            return finetune(*flags, **environment(server, tmp_path / "h"))
+        return in_process_at(server, tmp_path / "h", *flags)
+
     with hub(repositories) as server:
-        run = finetune(
-            "--epochs", "3", "--output-dir", "run", **environment(server, tmp_path / "h")
-        )
+        run = train(server, "--epochs", "3", "--output-dir", "run")
         assert run.code == 0, run.err
     assert [line[:22] for line in run.out.splitlines()] == [
         f"epoch {epoch}: {{'accuracy': " for epoch in range(3)
@@ -107,17 +112,14 @@ def test_the_unchanged_command_trains_the_hubs_model_on_the_hubs_sst2_then_from_
     assert config["architectures"] == ["DistilBertForSequenceClassification"]
     assert config["id2label"] == {"0": "negative", "1": "positive"}
 
-    # The Hub is gone; what it gave is in the cache, and nothing is asked of it after that.
+    # The Hub is gone. Its files are in the cache, and after one question it is not asked again.
     for mode in (503, 429):
         with hub(repositories, mode) as server:
             flags = ["--epochs", "3", "--output-dir", f"run {mode}"]
-            if mode == 503:
-                again = finetune(*flags, **environment(server, tmp_path / "h"))
-            else:
-                again = in_process_at(server, tmp_path / "h", *flags)
+            again = train(server, *flags, as_program=as_program and mode == 503)
         assert again.code == 0 and again.out == run.out, again.err
         assert "stands in" not in again.err
-        # Apart from what its library asks for itself, once a day.
+        # The Hub's library asks one of its own, once a day.
         assert set(server.asked) - {"/api/agent-harnesses"} == {f"/api/models/{MODEL}"}
 
 
@@ -169,17 +171,17 @@ def check_stand_ins(code: int, out: str, err: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["no server", "silent", "trickle", 503, 403, 407, "web page"])
-def test_where_the_hub_is_out_of_reach_builtin_stands_in_within_20_seconds(
+def test_if_the_hub_is_out_of_reach_builtin_stands_in_within_20_seconds(
     in_process_at, small_builtin, tmp_path, repositories, mode, monkeypatch
 ):
     decided = []
 
-    def put_stand_ins(*arguments: object, real: Callable = questions.put_stand_ins) -> dict:
+    def stand_ins(*arguments: object, real: Callable = questions.stand_ins) -> dict:
         replaced = real(*arguments)
         decided.append(time.monotonic())
         return replaced
 
-    monkeypatch.setattr(questions, "put_stand_ins", put_stand_ins)
+    monkeypatch.setattr(questions, "stand_ins", stand_ins)
     with hub(repositories, mode=mode) as server:
         if mode == "no server":
             server.url = "http://127.0.0.1:9"
@@ -191,9 +193,9 @@ def test_where_the_hub_is_out_of_reach_builtin_stands_in_within_20_seconds(
     check_stand_ins(run.code, run.out, run.err, tmp_path)
 
 
-def test_the_real_program_decides_within_20_seconds_where_the_hub_is_silent(tmp_path, repositories):
+def test_the_real_program_decides_within_20_seconds_if_the_hub_is_silent(tmp_path, repositories):
     def seconds_in_line() -> float:
-        """In which the program was ready, and the processor busy with others."""
+        """The time in which the program was ready to run and the processor busy with others."""
         path = Path(f"/proc/{process.pid}/schedstat")
         return int(path.read_text().split()[1]) / 1e9 if path.exists() else 0
 
@@ -213,12 +215,12 @@ def test_the_real_program_decides_within_20_seconds_where_the_hub_is_silent(tmp_
     check_stand_ins(process.returncode, out, err, tmp_path)
 
 
-def test_a_run_that_a_stand_in_began_goes_on_with_it_where_the_hub_is_back(
+def test_a_run_that_a_stand_in_began_goes_on_with_it_when_the_hub_is_back(
     in_process_at, small_builtin, tmp_path, repositories, monkeypatch
 ):
     flags = ["--epochs", "3", "--output-dir", "run", "--resume"]
     with hub(repositories, mode=503) as server, monkeypatch.context() as here:
-        here.setattr(script, "training_step", script.training_step)  # And is put back.
+        here.setattr(script, "training_step", script.training_step)  # So that it is restored.
         warm.signal_at("a step", 3, signal.SIGTERM)()
         first = in_process_at(server, tmp_path / "h", *flags)
         assert first.code == 143 and first.out.count("epoch ") == 1, first.err
@@ -227,7 +229,7 @@ def test_a_run_that_a_stand_in_began_goes_on_with_it_where_the_hub_is_back(
         assert other.code == 0 and other.out.startswith("epoch 1"), other.err
         assert "resumed from step 3" in other.err and "stands in" in other.err
         assert not [path for path in server.asked if "resolve" in path]
-        # And one that the Hub's model began does not go on with a stand-in.
+        # A run that the Hub's model began does not go on with a stand-in.
         began = ["--epochs", "1", "--output-dir", "other", "--resume"]
         first = in_process_at(server, tmp_path / "h", *began)
         assert first.code == 0, first.err
@@ -298,3 +300,67 @@ def test_a_hub_data_set_of_pairs_keeps_its_own_order_of_labels(
     assert run.code == 0, run.err
     assert run_record(tmp_path)["labels"] == ["positive", "negative"]
     assert run_record(tmp_path)["sentences"] == {"train": 36, "validation": 4}
+
+
+# ---- Without a server ----
+
+
+@pytest.fixture
+def empty_cache(monkeypatch) -> Callable[[str], Path]:
+    """Nothing is in the cache of the Hub; what it returns is `find_model`."""
+
+    def find_nothing(name: str) -> Path:
+        raise InputError(Problem(name, "not in the cache"))
+
+    monkeypatch.setattr(questions, "fetch_data", find_nothing)
+    return find_nothing
+
+
+def test_stand_ins_are_named_and_no_name_that_was_given_is_among_them(empty_cache, capsys):
+    names, outage = dict(questions.DEFAULTS), questions.Outage("no network")
+
+    def replaced(names: dict, *given: str, outage: questions.Outage | None = outage) -> dict:
+        return questions.stand_ins(names, set(given), outage, empty_cache)
+
+    assert replaced(names) == questions.DEFAULTS == names
+    both = "the model distilbert/distilbert-base-uncased and the data sst2"
+    assert capsys.readouterr().err.splitlines() == [
+        "the Hub cannot be reached (no network); what its cache holds is used",
+        f"NOTE: what ships with this project (`builtin`) stands in for {both}",
+    ]
+    assert replaced(names, "model") == {"data": "sst2"}
+    assert replaced(names, "model", "data") == {}
+    assert replaced(names | {"data": "reviews.csv"}, "data") == {"model": MODEL}
+    assert replaced(names | {"model": "an/edited-constant"}) == {"data": "sst2"}
+    capsys.readouterr()
+    assert replaced(names, outage=None) == {} and capsys.readouterr().err == ""
+
+
+def test_a_refusal_is_an_error_only_if_the_cache_lacks_a_default(empty_cache, tmp_path):
+    refusal = questions.Outage("it refused to answer: 429", is_refusal=True)
+    model = {"model": MODEL, "data": "builtin"}
+    with pytest.raises(InputError, match=f"the Hub: it refused .* hold {MODEL} whole; try again"):
+        questions.stand_ins(model, set(), refusal, empty_cache)
+    assert questions.stand_ins(model, set(), refusal, lambda name: tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "model, data, asked",
+    [
+        ("builtin", "builtin", []),
+        ("here", "here", []),
+        ("owner/encoder", "sst2", [("model", "owner/encoder")]),
+        ("here", "sst2", [("data", "nyu-mll/glue")]),
+        ("builtin", "owner/reviews:books", [("data", "owner/reviews")]),
+    ],
+)
+def test_the_hub_is_asked_at_most_once_and_only_for_what_is_not_here(
+    monkeypatch, tmp_path, model, data, asked
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "sst2").mkdir()  # The reserved name comes before a path.
+    found = []
+    monkeypatch.setattr(questions, "_find_outage", lambda *names: found.append(names))
+    assert questions.ask(model, data) is None
+    assert found == asked

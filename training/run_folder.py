@@ -1,7 +1,4 @@
-"""The folder of a run: begun or gone on with by one process at a time, and left whole.
-
-Nothing slow is imported before it is needed, so that a wrong flag is answered at once.
-"""
+"""The folder of a run: created, locked, resumed or refused, by one process at a time."""
 
 import contextlib
 import errno
@@ -9,86 +6,93 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import filelock
 
 from inputs import hub
-from system import disk as files
-from system.console import InputError, say
+from system import collectives, disk
+from system.console import InputError, Problem, say
 from training import record as records
+from training.settings import Settings, Values
 
-METRICS, CHECKPOINT, MODEL, LOCK = "metrics.jsonl", "checkpoint.pt", "model", "run.lock"
+if TYPE_CHECKING:
+    from training.checkpoint import State
+
+CHECKPOINT, MODEL, LOCK = "checkpoint.pt", "model", "run.lock"
 
 
-# ---- Before anything is loaded ----
+def take_up(values: Values, given: set[str]) -> tuple[Values, set[str]]:
+    """The settings with the stand-ins and the precision of the run to resume, if there is one.
 
-
-def check(settings: SimpleNamespace) -> None:
-    """Refuse a folder in which the run could not be written, as far as shows before it is tried.
-
-    Where a run is there to go on with, its settings are compared with these, and the stand-ins that
-    it was started with are taken again.
+    `given` are the names that a flag or keyword named. InputError if the folder can't be used, or
+    holds another run.
     """
-    name, resume = getattr(settings, "output_dir", None), getattr(settings, "resume", False)
+    name, resume = values.get("output_dir"), values.get("resume", False)
     if resume and not name:
-        raise InputError("--resume: name the folder of the run with --output-dir")
+        what = "name the folder of the run with --output-dir"
+        raise InputError(Problem("", what, flag="--resume"))
     folder = Path(name or "runs").absolute()
-    if "\0" in str(folder):
-        raise InputError("--output-dir: no name may hold a null byte; name another")
     try:
         str(folder).encode()
-        problem = _problem_with(folder, bool(name), settings, resume)
+        record = _find_run(folder, bool(name), resume)
     except UnicodeEncodeError:  # Tokenizers could not write there.
-        problem = "not a name in UTF-8; name another"
-    except OSError as error:  # A name too long, a folder closed to us.
-        problem = f"{error.strerror}; name another"
-    if problem:
-        raise InputError(f"--output-dir {folder}: {problem}")
-
-
-def _problem_with(
-    folder: Path, is_named: bool, settings: SimpleNamespace, resume: bool
-) -> str | None:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        folder.lstat()  # Raises where the name is too long.
-    existing = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
-    if not existing.is_dir():
-        return f"{existing} is not a folder"
-    is_there = is_named and existing == folder
-    record = records.read(folder) if is_there else None
-    if record and not resume:
-        return "it holds a run already; go on with it by --resume, or name a new folder"
-    if is_there and not record and _holds_more_than_leftovers(folder, resume):
-        return f"it holds files already, and no {records.NAME}; name a new or an empty folder"
-    if record:
-        _check_run(settings, record, folder)
-        if record["result"]:
-            return None
-    if not os.access(existing, os.W_OK | os.X_OK):
-        return f"no permission to write in {existing}"
-    return None
-
-
-def _check_run(settings: SimpleNamespace, record: dict, folder: Path) -> None:
-    _take_what_was_taken(settings, record)
-    records.refuse_changes(settings, record, folder, early=True)
+        raise _error(folder, "not a name in UTF-8", "name another") from None
+    except OSError as error:  # A name too long, a folder that may not be read.
+        raise _error(folder, error.strerror, "name another") from None
+    if not record:
+        return values, given
+    values = records.adopt(values, given, record)
+    if problems := records.changed_settings(values, record, folder, early=True):
+        raise InputError(*problems)
     if not record["result"] and (folder / LOCK).exists():
         with _lock(folder):  # Now, and not after minutes of loading.
             pass
-    if record["result"] and vars(settings).keys() >= {"data", "model"}:
-        records.refuse_other_files(settings, record, folder)
+    if record["result"]:
+        same = records.same_inputs(values, record)
+        if problems := records.changed_inputs(values, same, folder):
+            raise InputError(*problems)
+    return values, given | hub.DEFAULTS.keys()  # No other stand-in may begin now.
 
 
-def result_of(settings: SimpleNamespace) -> str | None:
-    """What the run to go on with has come to, in one line; None where it is not complete."""
+def _error(folder: Path, what: str, remedy: str = "") -> InputError:
+    return InputError(Problem(str(folder), what, remedy, "--output-dir"))
+
+
+def _find_run(folder: Path, is_named: bool, resume: bool) -> dict | None:
+    """The record of the run to resume; None if a new one can be written in `folder`."""
+    if "\0" in str(folder):
+        raise _error(folder, "no name may hold a null byte", "name another")
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        folder.lstat()  # Raises an OSError if the name is too long.
+    existing = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+    if not existing.is_dir():
+        raise _error(folder, f"{existing} is not a folder")
+    is_there = is_named and existing == folder
+    record = records.read(folder) if is_there else None
+    if record and not resume:
+        remedy = "go on with it by --resume, or name a new folder"
+        raise _error(folder, "it holds a run already", remedy)
+    if is_there and not record:
+        # A run that was killed before it had its run.json leaves the lock and a part of that.
+        own = {folder / LOCK, *disk.leftovers(folder / records.NAME)} if resume else set()
+        if any(path not in own for path in folder.iterdir()):
+            what = f"it holds files already, and no {records.NAME}"
+            raise _error(folder, what, "name a new or an empty folder")
+    if not (record and record["result"]) and not os.access(existing, os.W_OK | os.X_OK):
+        raise _error(folder, f"no permission to write in {existing}")
+    return record
+
+
+def result_of(settings: Settings) -> str | None:
+    """The result of the run to resume, in one line; None if it is not complete."""
     folder = Path(settings.output_dir or "")
     record = records.read(folder) if settings.resume else None
     if not record or not record["result"]:
         return None
     if not (folder / MODEL).is_dir():
-        raise InputError(f"--output-dir {folder}: the run is complete, and its {MODEL}/ is gone")
-    if (folder / CHECKPOINT).exists() or (folder / LOCK).exists():  # A kill came just before.
+        raise _error(folder, f"the run is complete, and its {MODEL}/ is gone")
+    if (folder / CHECKPOINT).exists() or (folder / LOCK).exists():  # Left by a kill at its end.
         with _lock(folder):
             _remove_checkpoint(folder)
     return result_line(folder, record["result"])
@@ -101,101 +105,84 @@ def result_line(folder: Path | str, result: dict) -> str:
     return f"kept: epoch {result['epoch']}, accuracy {accuracy}{f1}, in {Path(folder) / MODEL}"
 
 
-def _holds_more_than_leftovers(folder: Path, resume: bool) -> bool:
-    # A run that was killed before it had its run.json leaves the lock and a part of that.
-    leftovers = {LOCK, records.NAME + files.PARTIAL} if resume else set()
-    return any(path.name not in leftovers for path in folder.iterdir())
-
-
-def _take_what_was_taken(settings: SimpleNamespace, record: dict) -> None:
-    """What depends on where a run was started: stand-ins, and the precision of the device."""
-    for part, default in hub.DEFAULTS.items():
-        is_default = part not in settings.given and getattr(settings, part, None) == default
-        if is_default and part in record["replaced"]:
-            setattr(settings, part, "builtin")
-    # And nothing else now: what was there at the start must be there again.
-    settings.given |= hub.DEFAULTS.keys()
-    if "precision" in record["automatic"] and getattr(settings, "precision", None) == "auto":
-        settings.precision = record["settings"]["precision"]
-
-
-# ---- While it runs ----
-
-
 @contextlib.contextmanager
-def claim(settings: SimpleNamespace, record: dict) -> Iterator[tuple[Path, dict, dict]]:
-    """Make the folder of a run, or take up the one that is there, for this process alone.
+def claim(settings: Settings, record: dict) -> Iterator[tuple[Path, dict, "State"]]:
+    """Create the folder of a run, or take up the one that is there; only the main process does.
 
-    Args:
-        record: of `records.describe`.
-    Yields:
-        The folder, the record of the run, and its state: new, or of its checkpoint.
-    Raises:
-        InputError: another process has it, or it holds a run that can't be gone on with.
+    Yields the folder, the record of the run, and its state: new, or that of its checkpoint.
+    InputError if another process has it, or if the run that is there can't be resumed.
     """
-    from training import checkpoint
+    with contextlib.ExitStack() as locks:
 
-    folder = _make(settings.output_dir)
-    with _lock(folder):
-        found, path = records.read(folder), folder / CHECKPOINT
-        if found and (found["result"] or not settings.resume):
-            what = "complete" if found["result"] else "begun"
-            raise InputError(f"--output-dir {folder}: the run there is {what} by now")
-        if found:
-            records.refuse_changes(settings, found, folder)
-            records.refuse_other_inputs(settings, found, record, folder)
-        run = {part: (found or record)[part] for part in ("started", "settings", "fingerprints")}
-        state = checkpoint.load(path, run) if path.exists() else checkpoint.new_state(run)
-        for name in (records.NAME, METRICS, CHECKPOINT, MODEL):
-            files.clear_leftovers(folder / name)
-        if found:
-            record = records.resumed(found, record, state["step"])
-            # Lines that came after the checkpoint will come again.
-            files.write_lines(folder / METRICS, state["history"])
-        files.write_json(folder / records.NAME, record)
-        yield folder, record, state
+        def create_or_resume() -> tuple[Path, dict, "State"]:
+            folder = _make(settings.output_dir)
+            locks.enter_context(_lock(folder))
+            return folder, *_create_or_resume(folder, settings, record)
+
+        yield collectives.from_main(create_or_resume)
+
+
+def _create_or_resume(folder: Path, settings: Settings, now: dict) -> tuple[dict, "State"]:
+    from training import checkpoint  # Imports torch, and --help must not wait for it.
+
+    was, path, values = records.read(folder), folder / CHECKPOINT, settings.as_dict()
+    if was and (was["result"] or not settings.resume):
+        raise _error(folder, f"the run there is {'complete' if was['result'] else 'begun'} by now")
+    if was:
+        old, new = was["fingerprints"], now["fingerprints"]
+        same = {"data": old.get("files") == new["files"], "model": old.get("model") == new["model"]}
+        problems = records.changed_settings(values, was, folder)
+        if problems := problems or records.changed_inputs(values, same, folder):
+            raise InputError(*problems)
+    run = {part: (was or now)[part] for part in ("started", "settings", "fingerprints")}
+    state = checkpoint.read_state(path, run) if path.exists() else checkpoint.State(run)
+    for name in ("*", MODEL, f"{MODEL}/*"):  # A kill can come in the middle of the report, too.
+        disk.clear_leftovers(folder / name)
+    record = records.resumed(was, now, state.step) if was else now
+    if was:  # Lines logged after the checkpoint will be logged again.
+        disk.write_lines(folder / records.METRICS, state.history)
+    disk.write_json(folder / records.NAME, record)
+    return record, state
 
 
 def finish(folder: Path, record: dict, history: list[dict]) -> None:
-    """Write the record with its result, after all else is on disk; then the checkpoint may go."""
-    files.write_lines(folder / METRICS, history)
-    files.write_json(folder / records.NAME, record)
+    """Write the record with its result, when all else is on disk; then remove the checkpoint."""
+    disk.write_lines(folder / records.METRICS, history)
+    disk.write_json(folder / records.NAME, record)
     _remove_checkpoint(folder)
 
 
 def _remove_checkpoint(folder: Path) -> None:
-    with files.told(folder / CHECKPOINT):
+    with disk.write_errors(folder / CHECKPOINT):
         (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def _make(name: str | None) -> Path:
     while True:
         folder = Path(name or time.strftime("runs/%Y-%m-%d-%H%M%S"))
-        with files.told(folder):
+        with disk.write_errors(folder):
             try:
                 is_new = not folder.is_dir()
                 folder.mkdir(parents=True, exist_ok=bool(name))
                 if is_new:
-                    files.flush_folder(folder.parent)
+                    disk.flush_folder(folder.parent)
                 return folder
-            except FileExistsError:  # Of two runs started together one takes the next second.
+            except FileExistsError:  # Two runs started together: one takes the next second.
                 if name:
-                    raise InputError(f"--output-dir {folder}: not a folder; name another") from None
+                    raise _error(folder, "not a folder", "name another") from None
                 time.sleep(0.1)
 
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    # The system lets go of it when the process ends, however it ends.
+    # The system releases it when the process ends, however it ends.
     lock = filelock.FileLock(folder / LOCK, timeout=0.5, fallback_to_soft=False)
-    with files.told(folder / LOCK):
+    with disk.write_errors(folder / LOCK):
         try:
             lock.acquire()
         except filelock.Timeout:
-            raise InputError(
-                f"--output-dir {folder}: another process is writing this run; wait for its end, "
-                f"or, if none is left on any machine, remove {folder / LOCK}"
-            ) from None
+            remedy = f"wait for its end, or, if none is left on any machine, remove {folder / LOCK}"
+            raise _error(folder, "another process is writing this run", remedy) from None
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
@@ -203,6 +190,6 @@ def _lock(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # Where it can't be, what has gone wrong is told.
+        with contextlib.suppress(OSError):  # The error that ends the run is reported instead.
             (folder / LOCK).unlink()
         lock.release()

@@ -1,165 +1,226 @@
-"""The constants at the top of finetune.py as flags: read, checked, every problem told at once."""
+"""One table of settings: the constants of finetune.py, flags and keywords → checked `Settings`."""
 
 import argparse
+import dataclasses
 import difflib
 import math
 import re
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
-from inputs import encoder_files as model_files
-from inputs import tables
-from system.console import InputError, Parser, gather
-from training import boards, record, run_folder
+from inputs import encoder_files, files, hub
+from system.console import InputError, Parser, Problem
+from training import board
 
-Settings = SimpleNamespace  # Each setting under its constant's name in small letters.
-
-
-MOST = 2**31 - 1  # Of a whole number: what every library takes.
-
-
-def _at_least(least: int):
-    return lambda number: least <= number <= MOST
+MOST = 2**31 - 1  # The highest whole number that every library takes.
+# What a setting affects: the model that a run ends with, only its rounding (and, with dropout,
+# which random numbers a device draws), or nothing in it.
+RESULT, ROUNDING, NOTHING = "the result", "rounding", "nothing"
+AUTOMATIC = (None, "auto")  # The values for which the run itself chooses one.
 
 
-def _one_of(*names: str):
-    return lambda name: name in names
+def _row(
+    words: str,
+    allowed: Callable[[typing.Any], object] = lambda value: True,
+    affects: str = RESULT,
+    check: Callable[[typing.Any], object] = lambda value: None,
+    off: object = None,
+) -> typing.Any:
+    """One setting: its values in words and as a test, what it affects, and a check of names.
+
+    A run is not resumed with another value of what affects RESULT. `off` is the value of a new
+    setting in runs that were started before it existed.
+    """
+    rule = {"words": words, "allowed": allowed, "affects": affects, "check": check, "off": off}
+    return dataclasses.field(metadata=rule)
 
 
-def _one_or_two_words(words: list):
+def _whole(least: int, affects: str = RESULT) -> typing.Any:
+    words = f"a whole number from {least} to {MOST}"
+    return _row(words, lambda number: least <= number <= MOST, affects)
+
+
+def _one_of(*names: str, affects: str = RESULT) -> typing.Any:
+    words = ", ".join(names[:-1]) + " or " * (len(names) > 1) + names[-1]
+    return _row(words, lambda name: name in names, affects)
+
+
+def _is_at_least_0(number: float) -> bool:
+    return 0 <= number < math.inf
+
+
+def _is_one_or_two_words(words: list) -> bool:
     return len(words) in (1, 2) and all(isinstance(word, str) and word for word in words)
 
 
-# For each constant: its type, what it may be, and the same in words.
-RULES = {
-    "MODEL": (str, bool, "a Hub id, a folder or `builtin`"),
-    "DATA": (str, bool, "`sst2`, `builtin`, a Hub data set, a file or a folder"),
-    "TEXT_COLUMN": (list, _one_or_two_words, "one or two columns"),
-    "LABEL_COLUMN": (str, bool, "the name of a column"),
-    "EPOCHS": (int, _at_least(1), f"a whole number from 1 to {MOST}"),
-    "BATCH_SIZE": (int, _at_least(1), f"a whole number from 1 to {MOST}"),
-    "MICRO_BATCH_SIZE": (int, _at_least(1), f"a whole number from 1 to {MOST}"),
-    "MAX_LENGTH": (int, _at_least(3), f"a whole number from 3 to {MOST}"),
-    "MAX_TRAIN_SAMPLES": (int, _at_least(1), f"a whole number from 1 to {MOST}"),
-    "SEED": (int, lambda seed: 0 <= seed < 2**64, "a whole number from 0 to 2**64 - 1"),
-    "LEARNING_RATE": (float, lambda x: 0 < x < math.inf, "a number above 0"),
-    "WARMUP": (float, lambda x: 0 <= x < 1, "a number from 0 up to, not including, 1"),
-    "WEIGHT_DECAY": (float, lambda x: 0 <= x < math.inf, "a number of 0 or more"),
-    "MAX_GRAD_NORM": (float, lambda x: 0 <= x < math.inf, "a number of 0 or more"),
-    "FREEZE_EMBEDDINGS": (bool, lambda value: True, "True or False"),
-    "CLASS_WEIGHTS": (str, _one_of("balanced"), "balanced"),
-    "KEEP": (str, _one_of("best", "macro_f1", "last"), "best, macro_f1 or last"),
-    "DEVICE": (str, _one_of("auto", "cuda", "mps", "cpu"), "auto, cuda, mps or cpu"),
-    "PRECISION": (str, _one_of("auto", "fp32", "bf16"), "auto, fp32 or bf16"),
-    "COMPILE": (bool, lambda value: True, "True or False"),
-    "LOG_EVERY": (int, _at_least(1), f"a whole number from 1 to {MOST}"),
-    "TENSORBOARD": (bool, lambda value: True, "True or False"),
-    "CHECKPOINT_MINUTES": (float, lambda x: 0 <= x < math.inf, "a number of 0 or more"),
-    "OUTPUT_DIR": (str, bool, "a folder"),
-    "RESUME": (bool, lambda value: True, "True or False"),
-}
-# What a look at names and files shows, before anything is loaded.
-CHECKS = {"MODEL": model_files.check_name, "DATA": tables.find_files, "TENSORBOARD": boards.check}
-MAY_BE_NONE = {
-    *("TEXT_COLUMN", "LABEL_COLUMN", "MICRO_BATCH_SIZE", "MAX_LENGTH"),
-    *("MAX_TRAIN_SAMPLES", "LEARNING_RATE", "CLASS_WEIGHTS", "OUTPUT_DIR"),
-}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of a run; each is a constant of finetune.py, a flag, and a row of this table.
+
+    The type of a setting that may be None says so.
+    """
+
+    model: str = _row("a Hub id, a folder or `builtin`", bool, check=encoder_files.check_name)
+    data: str = _row(
+        "`sst2`, `builtin`, a Hub data set, a file or a folder", bool, check=files.find_files
+    )
+    text_column: list[str] | None = _row("one or two columns", _is_one_or_two_words)
+    label_column: str | None = _row("the name of a column", bool)
+    epochs: int = _whole(1)
+    batch_size: int = _whole(1)
+    micro_batch_size: int | None = _whole(1, ROUNDING)
+    max_length: int | None = _whole(3)
+    max_train_samples: int | None = _whole(1)
+    seed: int = _row("a whole number from 0 to 2**64 - 1", lambda seed: 0 <= seed < 2**64)
+    learning_rate: float | None = _row("a number above 0", lambda x: 0 < x < math.inf)
+    warmup: float = _row("a number from 0 up to, not including, 1", lambda x: 0 <= x < 1)
+    weight_decay: float = _row("a number of 0 or more", _is_at_least_0)
+    max_grad_norm: float = _row("a number of 0 or more", _is_at_least_0)
+    freeze_embeddings: bool = _row("True or False")
+    class_weights: str | None = _one_of("balanced")
+    keep: str = _one_of("best", "macro_f1", "last")
+    device: str = _one_of("auto", "cuda", "mps", "cpu", affects=ROUNDING)
+    precision: str = _one_of("auto", "fp32", "bf16")
+    compile: bool = _row("True or False", affects=ROUNDING)
+    log_every: int = _whole(1, NOTHING)
+    tensorboard: bool = _row("True or False", affects=NOTHING, check=board.check)
+    checkpoint_minutes: float = _row("a number of 0 or more", _is_at_least_0, NOTHING)
+    output_dir: str | None = _row("a folder", bool, NOTHING)
+    resume: bool = _row("True or False", affects=NOTHING)
+
+    # Not settings: the names that a flag or keyword gave, and why the Hub cannot be used.
+    given: frozenset[str] = frozenset()
+    outage: hub.Outage | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        """The settings by name, as run.json holds them."""
+        return {name: getattr(self, name) for name in ROWS}
 
 
-def read_settings(
-    constants: Mapping[str, object],
-    argv: Sequence[str],
-) -> Settings:
-    """The settings of one run: the constants, each replaced by its flag where argv has it.
+ROWS = {field.name: field for field in dataclasses.fields(Settings) if field.metadata}
+Values = dict[str, object]
 
-    Args:
-        constants: the globals of the module that holds the constants.
-        argv: the command line without the program's name.
-    Returns:
-        A namespace with each constant under its name in small letters; `given`, the set of those
-        names that came as flags; and `automatic`, those that the run finds out by itself.
-    Raises:
-        InputError: with one problem for each flag or constant that is wrong.
+
+def completed(recorded: Values) -> Values:
+    """The settings in a run.json, with those that its version did not have."""
+    return {name: field.metadata["off"] for name, field in ROWS.items()} | recorded
+
+
+def affects(name: str) -> str:
+    """What the setting `name` affects; one of an earlier version affects the result."""
+    return ROWS[name].metadata["affects"] if name in ROWS else RESULT
+
+
+def flag(name: str) -> str:
+    """The flag of a setting or constant: BATCH_SIZE is --batch-size."""
+    return "--" + name.lower().replace("_", "-")
+
+
+def _kind(name: str) -> tuple[type, bool]:
+    """The type of a setting, and whether it may be None."""
+    types = typing.get_args(ROWS[name].type) or (ROWS[name].type,)
+    return typing.get_origin(types[0]) or types[0], type(None) in types
+
+
+def from_flags(
+    constants: Mapping[str, object], argv: Sequence[str], problems: list[Problem]
+) -> tuple[Values, set[str]]:
+    """The value of each setting that is right, and the names of those that `argv` gives.
+
+    The value is that of the constant, or of its flag if argv has it. `constants` are the globals of
+    finetune.py. A problem is added for each flag or constant that is wrong.
     """
     parser = _parser(constants, with_help=bool({"-h", "--help"} & set(argv)))
-    # argparse stops at `--compile=yes`; it is told with all other problems.
-    switches = tuple(f"{_flag(name)}=" for name, (kind, *_) in RULES.items() if kind is bool)
+    # argparse exits at `--compile=yes`; here it is reported with all other problems.
+    switches = tuple(f"{flag(name)}=" for name in ROWS if _kind(name)[0] is bool)
     valued = [word for word in argv if word.replace("--no-", "--").startswith(switches)]
-    words = [word for word in argv if word not in valued]
-    flags, unknown = parser.parse_known_args(_join_negative_numbers(words))
-    problems = [f"{word}: takes no value; write it alone, or --no-…" for word in valued]
-    problems += [
-        _unknown(word, parser)
-        for before, word in zip(["", *unknown], unknown, strict=False)
-        # Not the value of an unknown flag.
-        if word.startswith("-") or not before.startswith("-") or "=" in before
-    ]
-    return _checked(constants, vars(flags), _from_words, _flag, problems)
+    flags, unknown = parser.parse_known_args([word for word in argv if word not in valued])
+    remedy = "write it alone, or --no-…"
+    problems += [Problem("", "takes no value", remedy, word) for word in valued]
+    for before, word in zip(["", *unknown], unknown, strict=False):
+        if word.startswith("-"):
+            name = word.split("=")[0]
+            remedy = _hint(name, parser._option_string_actions) or "--help lists the flags"
+            problems.append(Problem("", "unknown flag", remedy, name))
+        elif not before.startswith("-") or "=" in before:  # Not the value of an unknown flag.
+            what = "unexpected on the command line"
+            problems.append(Problem(repr(word), what, "every setting is a flag"))
+    return _checked(constants, vars(flags), _from_words, flag, problems)
 
 
-def from_keywords(constants: Mapping[str, object], keywords: Mapping[str, object]) -> Settings:
-    """As `read_settings`, of keyword arguments: the constants' names in small letters."""
-    names = {name.lower(): name for name in RULES}
-    problems = [
-        f"unknown setting {word}; {_hint(word, names) or 'the settings are: ' + ', '.join(names)}"
-        for word in keywords
-        if word not in names
-    ]
-    known = {word: value for word, value in keywords.items() if word in names}
+def from_keywords(
+    constants: Mapping[str, object], keywords: Mapping[str, object], problems: list[Problem]
+) -> tuple[Values, set[str]]:
+    """As `from_flags`, of keyword arguments."""
+    for word in keywords.keys() - ROWS.keys():
+        remedy = _hint(word, ROWS) or "the settings are: " + ", ".join(ROWS)
+        problems.append(Problem(word, "unknown setting", remedy))
 
-    def from_value(value: object, kind: type, name: str) -> object:
-        if type(value).__module__ == "numpy":  # Of its numbers and arrays, Python's own.
+    def convert(value: object, name: str) -> object:
+        if type(value).__module__ == "numpy":  # Its numbers and arrays become Python's own.
             value = value.tolist()
-        return _from_constant(str(value) if isinstance(value, Path) else value, kind, name)
+        return _from_constant(str(value) if isinstance(value, Path) else value, name)
 
-    return _checked(constants, known, from_value, str.lower, problems)
+    known = {word: value for word, value in keywords.items() if word in ROWS}
+    return _checked(constants, known, convert, str, problems)
 
 
 def _checked(
     constants: Mapping[str, object],
     given: Mapping[str, object],
-    convert: Callable[[object, type, str], object],
-    called: Callable[[str], str],
-    problems: list[str],
-) -> Settings:
-    """The constants, each replaced by what is given for it, unless there is any problem.
+    convert: Callable[[object, str], object],
+    title: Callable[[str], str],
+    problems: list[Problem],
+) -> tuple[Values, set[str]]:
+    """The values that are right, and the names in `given`.
 
-    Args:
-        convert: a value that is given to one of its constant's type.
-        called: a constant's name to what it is called where it is given.
+    `convert` turns a given value into its setting's type; `title` is its name in messages.
     """
-    settings = Settings(given=frozenset(given))
-    for name, (kind, allowed, wanted) in RULES.items():
-        is_given = name.lower() in given
+    values = {}
+    for name, field in ROWS.items():
+        is_given, rule = name in given, field.metadata
+        value = given[name] if is_given else constants[name.upper()]
         try:
-            if is_given:
-                value = convert(given[name.lower()], kind, name)
-            else:
-                value = _from_constant(constants[name], kind, name)
-            if value is not None and not allowed(value):
+            value = convert(value, name) if is_given else _from_constant(value, name)
+            if value is not None and not rule["allowed"](value):
                 raise ValueError(f"found {value!r:.99}")
-            if name in CHECKS:
-                CHECKS[name](value)
+            rule["check"](value)
         except InputError as error:
             problems += error.problems
-        except OSError as error:  # A name too long, a folder closed to us.
-            problems.append(f"{_flag(name)} {value}: {error.strerror}")
+        except OSError as error:  # A name too long, a folder that may not be read.
+            problems.append(Problem(str(value), error.strerror, flag=flag(name)))
         except (ValueError, OverflowError) as error:
-            shown = called(name) if is_given else f"the constant {name}"
-            problems.append(f"{shown}: {error}; it must be {wanted}")
+            where = title(name) if is_given else f"the constant {name.upper()}"
+            problems.append(Problem(where, str(error), f"it must be {rule['words']}"))
         else:
-            setattr(settings, name.lower(), value)
-    settings.automatic = [k for k, v in vars(settings).items() if v in record.AUTOMATIC]
-    with gather(problems):
-        run_folder.check(settings)
-    if problems:
-        raise InputError(*problems)
-    return settings
+            values[name] = value
+    return values, set(given)
 
 
-def _flag(name: str) -> str:
-    return "--" + name.lower().replace("_", "-")
+def _from_words(words: list[str] | bool, name: str) -> object:
+    kind, _ = _kind(name)
+    if kind in (bool, list):
+        return words
+    if len(words) != 1:
+        raise ValueError(f"takes one value, found {len(words)}" + "".join(f" {w!r}" for w in words))
+    try:
+        return kind(words[0])
+    except ValueError:
+        raise ValueError(f"found {words[0]!r}") from None
+
+
+def _from_constant(value: object, name: str) -> object:
+    kind, may_be_none = _kind(name)
+    if value is None and may_be_none:
+        return None
+    if kind is list and isinstance(value, (str, tuple)):
+        return [value] if isinstance(value, str) else list(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise ValueError(f"found {value!r:.99}")
+    return value
 
 
 def _parser(constants: Mapping[str, object], with_help: bool) -> argparse.ArgumentParser:
@@ -170,67 +231,26 @@ def _parser(constants: Mapping[str, object], with_help: bool) -> argparse.Argume
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    comments = _comments(Path(constants["__file__"])) if with_help else {}
-    for name, (kind, _, wanted) in RULES.items():
-        text = f"{comments.get(name, '')} [{wanted}; now {constants[name]}]".replace("%", "%%")
+    # Else argparse takes `-1e-5` and `-inf` for flags, and not for values.
+    parser._negative_number_matcher = re.compile(r"-(\d|\.\d|inf|nan).*")
+    # The comment above a constant is its help, so that the two can't differ.
+    source = Path(constants["__file__"]).read_text("utf-8") if with_help else ""
+    comments = re.findall(r"((?:^# .*\n)+)([A-Z_]+)\b.*=", source, re.MULTILINE)
+    helps = {name: " ".join(re.findall(r"# (.*)", comment)) for comment, name in comments}
+    for name, field in ROWS.items():
+        constant, (kind, _) = name.upper(), _kind(name)
+        values = f"[{field.metadata['words']}; now {constants[constant]}]"
+        text = f"{helps.get(constant, '')} {values}".replace("%", "%%")
         if kind is bool:
-            parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=text)
+            parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, help=text)
         else:
-            # Any number of words is taken here and counted later: all problems come at once.
+            # Any number of words is taken, and counted later with all other problems.
             count = ("+" if kind is list else None) if with_help else "*"
-            parser.add_argument(_flag(name), nargs=count, metavar="X", help=text)
+            parser.add_argument(flag(name), nargs=count, metavar="X", help=text)
     return parser
-
-
-def _comments(source: Path) -> dict[str, str]:
-    # The comment above a constant is its help, so that the two can't say different things.
-    blocks = re.findall(r"((?:^# .*\n)+)([A-Z_]+)\b.*=", source.read_text("utf-8"), re.MULTILINE)
-    return {name: " ".join(re.findall(r"# (.*)", comment)) for comment, name in blocks}
-
-
-def _join_negative_numbers(argv: Sequence[str]) -> list[str]:
-    # argparse takes `-1e-5` for a flag; written as `--flag=-1e-5` it is a value.
-    words: list[str] = []
-    for word in argv:
-        if re.fullmatch(r"-(\d|\.\d|inf|nan).*", word) and words and words[-1].startswith("--"):
-            words[-1] += "=" + word
-        else:
-            words.append(word)
-    return words
-
-
-def _unknown(word: str, parser: argparse.ArgumentParser) -> str:
-    if not word.startswith("-"):
-        return f"unexpected word {word!r} on the command line; every setting is a flag"
-    known = [option for action in parser._actions for option in action.option_strings]
-    flag = word.split("=")[0]
-    return f"unknown flag {flag}; {_hint(flag, known) or '--help lists the flags'}"
 
 
 def _hint(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
     near = [other for other in known if other.startswith(word)][:1] or near
     return f"did you mean {near[0]}?" if near else ""
-
-
-def _from_words(words: list[str] | bool, kind: type, _: str) -> object:
-    if kind is bool or kind is list:
-        return words
-    if len(words) != 1:
-        raise ValueError(f"takes one value, found {len(words)}" + "".join(f" {w!r}" for w in words))
-    try:
-        return kind(words[0])
-    except ValueError:
-        raise ValueError(f"found {words[0]!r}") from None
-
-
-def _from_constant(value: object, kind: type, name: str) -> object:
-    if value is None and name in MAY_BE_NONE:
-        return None
-    if kind is list and isinstance(value, (str, tuple)):
-        return [value] if isinstance(value, str) else list(value)
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise ValueError(f"found {value!r:.99}")
-    return value

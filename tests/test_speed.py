@@ -1,17 +1,17 @@
-"""What makes steps faster leaves the numbers as they are, and does make less work."""
+"""system/speed.py: a faster step has the same numbers, and does less work."""
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
-from conftest import copy_tokenizer
+from harness.helpers import copy_tokenizer
 from torch.nn import functional as F
 
-from inputs import encoder as models
-from system import speed as faster
+from inputs import encoder
+from system import speed
+from system.console import InputError
 
 SIZES = {
     "hidden_size": 32,
@@ -29,7 +29,7 @@ DISTILBERT_SIZES = {
 # DeBERTa v3's own, and xlarge's convolution.
 DISENTANGLED = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
 BUCKETS = {"position_buckets": 8, "share_att_key": True, "norm_rel_ebd": "layer_norm"}
-CASES = [(kind, {}) for kind in (*faster.FEED_FORWARD, "albert", "mpnet", "modernbert")] + [
+CASES = [(kind, {}) for kind in (*speed.FEED_FORWARD, "albert", "mpnet", "modernbert")] + [
     ("distilbert", {"attn_implementation": "eager"}),
     ("bert", {"attn_implementation": "eager"}),
     ("distilbert", {"chunk_size_feed_forward": 4}),
@@ -38,7 +38,6 @@ CASES = [(kind, {}) for kind in (*faster.FEED_FORWARD, "albert", "mpnet", "moder
     ("deberta-v2", DISENTANGLED | BUCKETS),
     ("deberta-v2", DISENTANGLED | BUCKETS | {"conv_kernel_size": 3, "conv_act": "gelu"}),
 ]
-SETTINGS = SimpleNamespace(device="cpu", precision="fp32", compile=False)
 
 
 def load(kind: str, folder: Path, options: dict | None = None) -> torch.nn.Module:
@@ -53,7 +52,7 @@ def load(kind: str, folder: Path, options: dict | None = None) -> torch.nn.Modul
         (folder / "config.json").write_text(json.dumps(written | (options or {})))
         copy_tokenizer(folder)
     torch.manual_seed(1)
-    return models.load_model(str(folder), ["a", "b"], None)[0].train()
+    return encoder.load(str(folder), ["a", "b"], None).model.train()
 
 
 def gradients(model: torch.nn.Module, seed: int) -> tuple[torch.Tensor, dict]:
@@ -73,24 +72,34 @@ needs_onednn = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=["AVX2", "AVX512"])
+@pytest.fixture
 def capability(request, monkeypatch):
-    """Both ways of a CPU, whichever the tests run on."""
+    """The parameter, either kind of CPU, whichever the tests run on."""
     if request.param == "AVX512" and not torch.backends.mkldnn.is_available():
         pytest.skip("this build of torch has no oneDNN")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
     return request.param
 
 
-@pytest.mark.parametrize("kind, options", CASES)
+def on_both_cpus() -> list:
+    """Each case by AVX512, which changes most, and by AVX2, of which all but two are long."""
+    return [
+        pytest.param(kind, options, capability, marks=[pytest.mark.long] * is_long)
+        for capability in ("AVX512", "AVX2")
+        for number, (kind, options) in enumerate(CASES)
+        for is_long in [capability == "AVX2" and number > 1]
+    ]
+
+
+@pytest.mark.parametrize("kind, options, capability", on_both_cpus(), indirect=["capability"])
 def test_logits_and_all_gradients_are_those_of_the_model_as_it_was_loaded(
     kind, options, tmp_path, capability
 ):
     plain, fast = load(kind, tmp_path, options), load(kind, tmp_path, options)
     attention = fast.config._attn_implementation
     assert attention == options.get("attn_implementation", attention)
-    faster.prepare(fast, SETTINGS)
-    for seed in (2, 3):  # What the first step left behind must not be in the second.
+    speed.prepare(fast, "cpu", "fp32")
+    for seed in (2, 3):  # Nothing of the first step may stay in the second.
         logits, expected = gradients(plain, seed)
         same, found = gradients(fast, seed)
         torch.testing.assert_close(same, logits, rtol=1e-5, atol=1e-6)
@@ -102,30 +111,30 @@ def test_logits_and_all_gradients_are_those_of_the_model_as_it_was_loaded(
                 torch.testing.assert_close(
                     found[name], expected[name], rtol=1e-4, atol=1e-6, msg=name
                 )
-    is_onednn = {type(module) for module in fast.modules()} & {faster.OneDNNLinear}
+    is_onednn = {type(module) for module in fast.modules()} & {speed.OneDNNLinear}
     assert bool(is_onednn) == (capability == "AVX512")
 
 
 def test_attention_that_is_changed_later_still_leaves_padding_out(tmp_path):
     plain, fast = load("bert", tmp_path), load("bert", tmp_path)
-    faster.prepare(fast, SETTINGS)
+    speed.prepare(fast, "cpu", "fp32")
     fast.set_attn_implementation("eager")
     torch.testing.assert_close(gradients(fast, 2)[0], gradients(plain, 2)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_a_model_without_layers_is_prepared_as_it_is(tmp_path):
     plain, fast = (load("bert", tmp_path, {"num_hidden_layers": 0}) for _ in range(2))
-    faster.prepare(fast, SETTINGS)
+    speed.prepare(fast, "cpu", "fp32")
     torch.testing.assert_close(gradients(fast, 2)[0], gradients(plain, 2)[0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", faster.FEED_FORWARD)
+@pytest.mark.parametrize("kind", speed.FEED_FORWARD)
 def test_the_last_feed_forward_part_sees_one_token_and_the_others_see_all(kind, tmp_path):
     model = load(kind, tmp_path)
-    faster.prepare(model, SETTINGS)
+    speed.prepare(model, "cpu", "fp32")
     seen = []
     for path, module in model.named_modules():
-        if path.endswith("." + faster.FEED_FORWARD[kind]):
+        if path.endswith("." + speed.FEED_FORWARD[kind]):
             module.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
     model(input_ids=torch.full((2, 9), 1000), attention_mask=torch.ones(2, 9))
     assert seen == [9, 9, 1]
@@ -133,7 +142,7 @@ def test_the_last_feed_forward_part_sees_one_token_and_the_others_see_all(kind, 
 
 def test_the_largest_gradient_stays_where_it_is_and_holds_one_step_alone(tmp_path):
     model = load("distilbert", tmp_path)
-    faster.prepare(model, SETTINGS)
+    speed.prepare(model, "cpu", "fp32")
     words = model.get_input_embeddings().weight
     places = set()
     for token in (1000, 1001):
@@ -159,10 +168,10 @@ def test_the_largest_gradient_stays_where_it_is_and_holds_one_step_alone(tmp_pat
 def test_frozen_word_embeddings_get_no_gradient(tmp_path, when):
     model = load("distilbert", tmp_path)
     if when == "after":
-        faster.prepare(model, SETTINGS)
+        speed.prepare(model, "cpu", "fp32")
     words = model.get_input_embeddings().requires_grad_(False)
     if when == "before":
-        faster.prepare(model, SETTINGS)
+        speed.prepare(model, "cpu", "fp32")
     gradients(model, 2)
     assert words.weight.grad is None
 
@@ -174,11 +183,11 @@ def test_a_linear_layer_by_onednn_is_a_linear_layer(shape, bias):
     torch.manual_seed(0)
     layer, expected = torch.nn.Linear(8, 6, bias), torch.nn.Linear(8, 6, bias)
     expected.load_state_dict(layer.state_dict())
-    layer.__class__ = faster.OneDNNLinear
+    layer.__class__ = speed.OneDNNLinear
     x = torch.randn(*shape)
     results = []
     for linear in (layer, expected):
-        # What is cut out of a larger tensor has gaps between its rows, and so has its gradient.
+        # A slice of a larger tensor has gaps between its rows, and so has its gradient.
         wide = F.pad(x, (2, 1)).requires_grad_()
         F.pad(linear(wide[..., 2:-1]), (1, 1)).square().sum().backward()
         results.append([wide.grad, *(p.grad for p in linear.parameters())])
@@ -190,7 +199,7 @@ def test_a_linear_layer_by_onednn_is_a_linear_layer(shape, bias):
 
 @needs_onednn
 def test_gradients_of_gradients_are_refused_not_wrong():
-    layer = faster.OneDNNLinear(8, 6)
+    layer = speed.OneDNNLinear(8, 6)
     x = torch.randn(2, 8, requires_grad=True)
     (gradient,) = torch.autograd.grad(layer(x).pow(2).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -200,7 +209,7 @@ def test_gradients_of_gradients_are_refused_not_wrong():
 @needs_onednn
 @pytest.mark.parametrize("frozen", ["weight", "bias"])
 def test_a_frozen_weight_of_a_onednn_layer_gets_no_gradient(frozen):
-    layer = faster.OneDNNLinear(8, 6)
+    layer = speed.OneDNNLinear(8, 6)
     getattr(layer, frozen).requires_grad_(False)
     layer(torch.randn(2, 8)).sum().backward()
     assert {name for name, p in layer.named_parameters() if p.grad is not None} == (
@@ -210,7 +219,49 @@ def test_a_frozen_weight_of_a_onednn_layer_gets_no_gradient(frozen):
 
 def test_bf16_and_compiled_models_keep_torchs_own_linear_layers(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    for change in ({"precision": "bf16"}, {"compile": True}):
+    for precision, compiled in (("bf16", False), ("fp32", True)):
         model = load("distilbert", tmp_path)
-        faster.prepare(model, SimpleNamespace(**vars(SETTINGS) | change))
-        assert not any(isinstance(module, faster.OneDNNLinear) for module in model.modules())
+        speed.prepare(model, "cpu", precision, compiled)
+        assert not any(isinstance(module, speed.OneDNNLinear) for module in model.modules())
+
+
+# ---- Device and precision ----
+
+
+@pytest.mark.parametrize(
+    "name, gpus, has_mps, processes, expected",
+    [
+        ("auto", 0, False, 1, "cpu"),
+        ("auto", 0, True, 1, "mps"),
+        ("auto", 0, True, 2, "cpu"),  # Several processes can't share it.
+        ("auto", 2, True, 2, "cuda"),
+        ("cpu", 2, True, 4, "cpu"),
+        ("cuda", 0, True, 1, "no such device here; try --device auto"),
+        ("mps", 0, True, 2, "no such device here; try --device auto"),
+        ("auto", 1, False, 2, "2 processes on a machine of 1 GPUs; start one for each"),
+        ("cuda", 3, False, 4, "4 processes on a machine of 3 GPUs; start one for each"),
+    ],
+)
+def test_a_device_is_found_or_refused(monkeypatch, name, gpus, has_mps, processes, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: has_mps)
+    monkeypatch.setattr(speed.ranks, "local_world_size", lambda: processes)
+    if expected in ("cpu", "mps", "cuda"):
+        assert speed.choose_device(name) == expected
+    else:
+        with pytest.raises(InputError, match=expected) as caught:
+            speed.choose_device(name)
+        assert str(caught.value).startswith(f"--device {name}: ")
+
+
+def test_bf16_is_only_chosen_on_a_gpu_that_has_units_for_it(monkeypatch):
+    for has_units in (True, False):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation, has=has_units: has
+        )
+        assert speed.choose_precision("auto", "cuda") == ("bf16" if has_units else "fp32")
+        assert speed.choose_precision("auto", "cpu") == speed.choose_precision("auto", "mps")
+        assert speed.choose_precision("auto", "cpu") == "fp32"
+        assert speed.choose_precision("bf16", "cpu") == "bf16"
+        assert speed.choose_precision("fp32", "cuda") == "fp32"

@@ -1,0 +1,16 @@
+"""All random numbers of a run: a generator for each use, derived from the seed."""
+
+import numpy as np
+
+from system import ranks
+
+
+def generator(seed: int, use: str, *when: int) -> np.random.Generator:
+    """Random numbers for one use only, so that no use can shift the numbers of another."""
+    return np.random.default_rng([seed, *use.encode(), *when])
+
+
+def dropout_seed(seed: int, step: int) -> int:
+    """The seed of dropout's random numbers in a step; each process has its own."""
+    use = "dropout" if ranks.is_main() else f"dropout of process {ranks.rank()}"
+    return int(generator(seed, use, step).integers(2**63))

@@ -1,0 +1,153 @@
+"""How the processes of a run meet, check that they agree, report an error once, and part."""
+
+import contextlib
+import datetime
+import functools
+import hashlib
+import importlib.metadata
+import os
+import re
+import shlex
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from system import collectives, console, ranks
+from system.console import InputError, Problem, RunError
+
+if TYPE_CHECKING:
+    from torch import distributed
+
+# Packages whose version must be the same on all machines of a run.
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "evaluate", "numpy", "safetensors")
+ROOMS = (".", "inputs", "training", "outputs", "system")  # The folders of this program's code.
+SECONDS_TO_MEET = 300  # After torchrun's own rendezvous, which waits for all machines.
+
+
+def join(argv: list[str]) -> None:
+    """Meet the other processes of the run; InputError if one runs other code or another command."""
+    if ranks.world_size() == 1:
+        return
+    # torch reads it at its import; else DistributedDataParallel warns of what is meant here.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    import torch
+    from torch import distributed
+
+    has_gpus = torch.cuda.is_available()
+    if has_gpus and ranks.local_rank() < torch.cuda.device_count():
+        torch.cuda.set_device(ranks.local_rank())
+    # gloo exchanges tensors in the machine's memory, NCCL those on a GPU.
+    backends = "cpu:gloo,cuda:nccl" if has_gpus else "gloo"
+    numbers = {"rank": ranks.rank(), "world_size": ranks.world_size()}
+    distributed.init_process_group(backends, store=_store(), **numbers)
+    check_same({"the command line": shlex.join(argv)} | code() | versions())
+
+
+@functools.cache
+def _torchrun_store() -> "distributed.Store":
+    """The store of torchrun itself, in which each run has its own prefix."""
+    from torch import distributed
+
+    store, *_ = next(distributed.rendezvous("env://"))
+    return distributed.PrefixStore(os.environ["TORCHELASTIC_RUN_ID"], store)
+
+
+@functools.cache
+def _store() -> "distributed.TCPStore":
+    """The store in which these processes find each other, and which ends with them.
+
+    torchrun's own store outlives them: a restarted group would find the addresses of the one before
+    (https://github.com/pytorch/pytorch/issues/135712).
+    """
+    from torch.distributed import TCPStore
+
+    host, until = os.environ["MASTER_ADDR"], time.monotonic() + SECONDS_TO_MEET
+    if ranks.is_main():
+        store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        _torchrun_store().set("port", str(store.port))
+        return store
+    while True:
+        port = int(_torchrun_store().get("port"))  # Waits until there is one.
+        try:
+            store = TCPStore(host, port, timeout=datetime.timedelta(seconds=2))
+        except RuntimeError:  # It is of the group before, or nobody is there.
+            if time.monotonic() > until:
+                raise
+        else:
+            store.set_timeout(datetime.timedelta(seconds=SECONDS_TO_MEET))
+            return store
+
+
+def leave() -> None:
+    """Part from the other processes, at the end of the run."""
+    if ranks.world_size() > 1:
+        from torch import distributed
+
+        distributed.destroy_process_group()
+
+
+def code() -> dict[str, bytes]:
+    """SHA-256 of each file of this program."""
+    top = Path(__file__).resolve().parents[1]
+    files = sorted(file for room in ROOMS for file in (top / room).glob("*.py"))
+    return {str(f.relative_to(top)): hashlib.sha256(f.read_bytes()).digest() for f in files}
+
+
+def versions() -> dict[str, str]:
+    """The versions of the libraries that numbers depend on."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def check_same(values: dict[str, object]) -> None:
+    """Raise an InputError in all processes if one has other `values` than the main process."""
+    (main_host, main_values), *others = collectives.all_gather((socket.gethostname(), values))
+    problems = {}  # One for each host, and not for each of its processes.
+    for host, other in others:
+        if names := [name for name in main_values if other.get(name) != main_values[name]]:
+            differing = ", ".join(
+                f"{name} ({other.get(name)}; there: {main_values[name]})"
+                if isinstance(main_values[name], str)
+                else name
+                for name in names
+            )
+            problems[host] = Problem(
+                host,
+                f"not as on {main_host}, where the first process is: {differing}",
+                "give the same command, with the same files, on each machine",
+            )
+    if problems:
+        raise InputError(*problems.values())
+
+
+def may_report() -> bool:
+    """Whether this process is the one to report what went wrong: the first that asks, once."""
+    if ranks.world_size() == 1:
+        return True
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        return ranks.is_main()
+    try:
+        return _torchrun_store().add(f"reported {_store().port}", 1) == 1
+    except RuntimeError:  # The machine that had the store is gone.
+        return ranks.is_local_main()
+
+
+@contextlib.contextmanager
+def lost_peers() -> Iterator[None]:
+    """Raise a RunError if another process did not answer; only the text tells for gloo and NCCL."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = "closed by peer|connection (reset|refused)|pair closure|broken pipe|gloo|nccl"
+        is_distributed = any(kind.__name__ == "DistError" for kind in type(error).__mro__)
+        is_lost = is_distributed or re.search(text, str(error), re.IGNORECASE)
+        is_known = isinstance(error, RunError) or console.is_out_of_memory(error)
+        if ranks.world_size() == 1 or is_known or not is_lost:
+            raise
+        reason = re.sub(r"^\[\S+:\d+\] ", "", console.one_line(error)).split(". ")[0]
+        raise RunError(
+            f"another process of this run has ended or cannot be reached ({reason[:200]})"
+        ) from error

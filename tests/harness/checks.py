@@ -1,0 +1,53 @@
+"""What tests of input share: a command refused, a command done, a table written and read."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import data
+
+Run = SimpleNamespace  # As of the fixtures `finetune` and `in_process`.
+
+
+def check_refused(run: Run, output: Path, *messages: str) -> None:
+    """Exit code 2, nothing on stdout, no traceback, one error line a message, nothing written."""
+    assert run.code == 2, run.err
+    assert run.out == ""
+    assert "Traceback" not in run.err
+    assert len(run.errors) == len(messages), run.err
+    for message in messages:
+        assert any(message in line for line in run.errors), f"{message!r} not in {run.errors}"
+    assert not output.exists()
+
+
+def check_done(run: Run, output: Path, epochs: int = 1) -> dict:
+    """Exit code 0, a line of stdout for each epoch, and a model and a result in `output`.
+
+    Returns run.json.
+    """
+    assert run.code == 0, run.err
+    assert [line.split("{")[0] for line in run.out.splitlines()] == [
+        f"epoch {epoch}: " for epoch in range(epochs)
+    ]
+    assert run.out.count(": {'accuracy': ") == epochs
+    assert (output / "model" / "model.safetensors").exists()
+    record = json.loads((output / "run.json").read_text())
+    assert record["result"]["accuracy"] >= 0
+    return record
+
+
+def check_file_refused(
+    in_process, model: Path, folder: Path, name: str, content: str | bytes | None, message: str
+) -> None:
+    """The program refuses the file `name` in one line; with None there is no such file."""
+    if content is not None:
+        content = content if isinstance(content, bytes) else content.encode()
+        (folder / name).write_bytes(content)
+    run = in_process("--model", model, "--data", name, "--output-dir", "run")
+    check_refused(run, folder / "run", message)
+
+
+def load_text(folder: Path, name: str, content: str) -> data.LabelledText:
+    """The table `content`, written as the file `name` and read from there."""
+    (folder / name).write_bytes(content.encode())
+    return data.load(str(folder / name))

@@ -1,0 +1,186 @@
+"""finetune() from Python: keywords, exceptions, one run at a time, interrupted and resumed."""
+
+import errno
+import json
+import threading
+
+import numpy as np
+import pytest
+import torch
+from harness import warm
+from harness.helpers import CSV, NEGATIVE, POSITIVE
+
+import finetune as script
+from finetune import finetune
+from outputs import plots
+from system import console
+from system.console import InputError
+from training import program
+from training.settings import from_keywords
+
+QUICK = {"epochs": 1, "learning_rate": 1e-2, "batch_size": 8}
+
+
+@pytest.fixture
+def own(tiny, tmp_path) -> dict:
+    """The keywords of a quick run on a small table."""
+    (tmp_path / "own.csv").write_text(CSV)
+    return {"model": tiny, "data": tmp_path / "own.csv", **QUICK}
+
+
+def read_keywords(**keywords: object):
+    return program.read_settings(from_keywords, vars(script), keywords)
+
+
+# ---- What comes in ----
+
+
+def test_every_problem_with_the_keywords_is_raised_at_once_and_nothing_exits(tmp_path):
+    with pytest.raises(InputError) as caught:
+        finetune(epochs=0, learnig_rate=3e-5, data="no.csv", seed="1", output_dir=str(tmp_path))
+    problems = list(map(str, caught.value.problems))
+    assert len(problems) == 4 and str(caught.value) == "\n".join(problems)
+    assert "learnig_rate: unknown setting; did you mean learning_rate?" in problems
+    assert "epochs: found 0; it must be a whole number from 1 to 2147483647" in problems
+    assert "seed: found '1'; it must be a whole number from 0 to 2**64 - 1" in problems
+    assert any(problem.startswith("--data no.csv: ") for problem in problems)
+    (tmp_path / "own.csv").write_text(CSV + "good,\n")
+    with pytest.raises(InputError, match=r"own\.csv, line 42: no label in 'label'"):
+        finetune(model="builtin", data=tmp_path / "own.csv", output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_of_numpy_are_numbers_and_one_run_goes_on_at_a_time(tmp_path):
+    settings = read_keywords(
+        epochs=np.int64(2), learning_rate=np.float64(1e-3), data="builtin", text_column=("a", "b")
+    )
+    assert type(settings.epochs) is int and type(settings.learning_rate) is float
+    assert settings.epochs == 2 and settings.learning_rate == 1e-3
+    assert settings.text_column == ["a", "b"]
+    assert settings.given == {"epochs", "learning_rate", "data", "text_column"}
+    with program._running, pytest.raises(InputError, match="another run goes on"):
+        finetune(data="builtin")
+    with pytest.raises(InputError, match="null byte"):
+        finetune(data="builtin", output_dir=str(tmp_path / "a\0b"))
+    with pytest.raises(InputError, match="found") as caught:
+        finetune(data=["x" * 1000])
+    assert len(str(caught.value)) < 300
+
+
+def test_a_call_that_failed_lets_the_next_one_start(own, tmp_path):
+    for _ in range(2):
+        with pytest.raises(InputError, match="epochs: found 0"):
+            finetune(**own | {"epochs": 0}, output_dir=tmp_path / "run")
+    assert not program._running.locked()
+
+
+def test_the_hub_is_asked_anew_by_each_call_and_never_against_the_users_word(monkeypatch):
+    from huggingface_hub import constants
+
+    from inputs import hub
+
+    answers = iter([hub.Outage("no network"), None])
+    monkeypatch.setattr(hub, "_find_outage", lambda *_: next(answers))
+    chosen = read_keywords()
+    for at_start in (False, True):
+        monkeypatch.setattr(hub, "OFFLINE_AT_START", at_start)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        if not at_start:  # As after a call without a network.
+            assert program.ask_hub(chosen).outage == hub.Outage("no network")
+            assert constants.HF_HUB_OFFLINE is True
+            assert program.ask_hub(chosen).outage is None
+            assert constants.HF_HUB_OFFLINE is False
+    here = read_keywords(model="builtin", data="builtin")
+    assert program.ask_hub(here).outage is None and constants.HF_HUB_OFFLINE is True
+
+
+# ---- What comes out ----
+
+
+def test_the_result_has_metrics_paths_and_the_kept_model_for_use(trained):
+    from transformers import pipeline
+
+    record = json.loads((trained.folder / "run.json").read_text())
+    assert trained.metrics == record["result"] and trained.metrics["accuracy"] == 40 / 43
+    assert trained.model_folder == trained.folder / "model" and trained.model_folder.is_dir()
+    assert not trained.model.training
+    classify = pipeline("text-classification", model=trained.model, tokenizer=trained.tokenizer)
+    assert [a["label"] for a in classify(POSITIVE)] == ["positive"] * 4
+    assert [a["label"] for a in classify(NEGATIVE)] == ["negative"] * 4
+
+
+def test_the_same_call_with_resume_gives_the_complete_run_again(trained, capsys):
+    data, folder = trained.folder.parent, trained.folder
+    settings = {"epochs": 8, "batch_size": 8, "learning_rate": 1e-2, "log_every": 2}
+    model = json.loads((folder / "run.json").read_text())["settings"]["model"]
+    again = finetune(model=model, data=data, output_dir=folder, resume=True, **settings)
+    assert again.metrics == trained.metrics and capsys.readouterr().out == ""
+    for name, value in again.model.state_dict().items():
+        assert torch.equal(value, trained.model.state_dict()[name])
+    with pytest.raises(InputError, match="it holds a run already"):
+        finetune(model=model, data=data, output_dir=folder, **settings)
+
+
+def test_an_interrupted_call_is_a_keyboard_interrupt_and_goes_on_when_repeated(
+    own, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(plots, "_save", warm.save_at_once)
+    whole = finetune(**own, resume=True, output_dir=tmp_path / "whole")
+    step, calls = script.training_step, []
+
+    def interrupted(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            console.signal.raise_signal(console.signal.SIGINT)
+        return step(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="SIGINT"):
+        patch.setattr(script, "training_step", interrupted)
+        finetune(**own, resume=True, output_dir=tmp_path / "run")
+    resumed = finetune(**own, resume=True, output_dir=tmp_path / "run")
+    weights = [(run.model_folder / "model.safetensors").read_bytes() for run in (whole, resumed)]
+    assert len(calls) == 2 and weights[0] == weights[1]
+
+
+def test_a_call_in_a_thread_trains_though_signals_come_to_the_main_thread_alone(
+    own, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(plots, "_save", warm.save_at_once)
+    results = []
+    thread = threading.Thread(
+        target=lambda: results.append(finetune(**own, output_dir=tmp_path / "run"))
+    )
+    thread.start()
+    thread.join()
+    assert results[0].metrics["epoch"] == 0
+
+
+# ---- If the report fails ----
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_cost_the_run(own, tmp_path, monkeypatch, capsys):
+    def fail(*_: object) -> None:
+        raise ValueError("no such font")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script.report.plots, "confusion", fail)
+        run = finetune(**own, output_dir=tmp_path / "run")
+    assert run.metrics["epoch"] == 0 and not (run.folder / "checkpoint.pt").exists()
+    messages = capsys.readouterr().err
+    assert "NOTE: its report is not complete (no such font); `python report.py" in messages
+    script.report.main([str(run.folder)])
+    assert (run.folder / "confusion.png").exists()
+
+
+def test_a_report_for_which_the_disk_has_no_space_is_written_as_soon_as_there_is(
+    own, tmp_path, monkeypatch
+):
+    def fail(*_: object) -> None:
+        raise console.RunError("full") from OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(console.RunError, match="full"):
+        patch.setattr(script.report.plots, "confusion", fail)
+        finetune(**own, resume=True, output_dir=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["result"] is None
+    run = finetune(**own, resume=True, output_dir=tmp_path / "run")
+    assert (run.folder / "confusion.png").exists() and run.metrics["epoch"] == 0

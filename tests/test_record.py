@@ -1,0 +1,249 @@
+"""run.json: a run is resumed with the settings, the data and the model that it was started with."""
+
+import json
+import signal
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from harness import warm
+from harness.helpers import CSV, save_tiny
+from harness.stopped import SHORTER, check_refused, contents, read_settings
+
+import finetune as script
+from system.console import RunError
+from training import record as records
+
+# ---- Settings ----
+
+
+@pytest.mark.parametrize(
+    "change, messages",
+    [
+        (["--seed", 1, "--epochs", 3], ["--epochs 3: the run in", "--seed 1: the run in"]),
+        (["--model", "builtin"], ["--model builtin: the run in"]),
+        (["--data", "builtin"], ["--data builtin: the run in"]),
+        (["--max-train-samples", 7], ["--max-train-samples 7: the run in"]),
+        (["--max-length", 8], ["--max-length 8: the run in"]),
+        (["--precision", "bf16"], ["--precision bf16: the run in"]),
+        (["--freeze-embeddings"], ["--freeze-embeddings True: the run in"]),
+    ],
+    ids=str,
+)
+def test_each_setting_that_differs_is_reported_and_nothing_is_touched(
+    in_process, tmp_path, stopped, change, messages
+):
+    before = contents(tmp_path / "run")
+    check_refused(in_process(*stopped, *change), tmp_path / "run", before, *messages)
+
+
+def test_a_setting_that_was_given_and_now_is_not_is_reported(in_process, tmp_path, stopped):
+    at = stopped.index("--learning-rate")
+    before = contents(tmp_path / "run")
+    flags = stopped[:at] + stopped[at + 2 :]
+    message = "--learning-rate None: the run in"
+    check_refused(in_process(*flags), tmp_path / "run", before, message)
+    # The same holds for a setting that the run chose, and that is given now.
+    assert (
+        in_process(*stopped, "--max-length", 64, "--text-column", "no")
+        .errors[0]
+        .startswith("error: --text-column no: the run in")
+    )
+
+
+def fail(*_: object) -> None:
+    raise RunError("out of luck")
+
+
+def test_settings_that_affect_rounding_or_nothing_may_change_and_are_recorded(
+    finetune, in_process, tmp_path, tiny, monkeypatch
+):
+    flags = ["--model", tiny, *SHORTER, "--output-dir", "run", "--resume"]
+    changes = ["--micro-batch-size", "2", "--device", "cpu", "--log-every", "1"]
+    with monkeypatch.context() as patches:
+        patches.setattr(script, "training_step", fail)
+        assert in_process(*flags).code == 1
+    run = in_process(*flags, *changes, "--checkpoint-minutes", "0")
+    assert run.code == 0 and "resumed from step 0" in run.err, run.err
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    (resumed,) = record["resumed"]
+    model = tmp_path / "run" / "model"
+    assert len({path.stat().st_mode for path in model.iterdir()}) == 1
+    assert "local_files_only" not in (model / "tokenizer_config.json").read_text()
+    assert resumed["changed_settings"] == {
+        "micro_batch_size": 2,
+        "log_every": 1,
+        "checkpoint_minutes": 0.0,
+    }
+    assert record["settings"]["micro_batch_size"] is None
+    # If the run is complete the same command says so, at once.
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"left by a kill")
+    before = contents(tmp_path / "run")
+    again = finetune(*flags)
+    assert again.seconds < 2  # Before the libraries, which take ten.
+    assert again.code == 0 and again.out == "" and "is complete; kept: epoch 0" in again.err
+    assert before.pop("checkpoint.pt") and contents(tmp_path / "run") == before
+
+
+def change_record(folder: Path, **changes: object) -> None:
+    """Put other entries into the record of the run in `folder`."""
+    path = folder / "run" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_the_precision_that_a_run_chose_for_its_device_stays_on_another(
+    stopped, tmp_path, monkeypatch
+):
+    record = records.read(tmp_path / "run")
+    assert record["asked"]["precision"] == "auto"
+    change_record(tmp_path, settings=record["settings"] | {"precision": "bf16"})
+    monkeypatch.chdir(tmp_path)
+    assert read_settings(stopped).precision == "bf16"
+    with pytest.raises(ValueError, match="--precision fp32: the run in"):
+        read_settings([*stopped, "--precision", "fp32"])
+
+
+def test_a_change_of_versions_threads_or_processor_gets_a_note(
+    in_process, tmp_path, stopped, monkeypatch
+):
+    record = records.read(tmp_path / "run")
+    versions = record["versions"] | {"torch": "2.0.0"}
+    change_record(tmp_path, versions=versions, cpu_capability="an abacus")
+    monkeypatch.setattr(script, "training_step", script.training_step)  # Restored at the end.
+    warm.signal_at("a step", 1, signal.SIGTERM)()
+    err = in_process(*stopped).err
+    assert "torch 2.0.0, now 2." in err and "cpu_capability an abacus, now " in err
+    (note,) = records.read(tmp_path / "run")["resumed"]
+    assert note["conditions"]["torch"] == torch.__version__ and note["step"] > 0
+
+
+# ---- Data and model ----
+
+
+def change_data(folder: Path) -> None:
+    (folder / "a.csv").write_text(CSV.replace("a dull film", "a dim film", 1))
+
+
+def change_weights(folder: Path) -> None:
+    save_tiny(folder / "tiny", initializer_range=0.03)
+
+
+def change_config(folder: Path) -> None:
+    config = json.loads((folder / "tiny" / "config.json").read_text())
+    (folder / "tiny" / "config.json").write_text(json.dumps(config | {"dropout": 0.2}))
+
+
+def change_tokenizer(folder: Path) -> None:
+    path = folder / "tiny" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["normalizer"]["lowercase"] = False
+    path.write_text(json.dumps(tokenizer))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (change_data, "--data a.csv: it has changed"),
+        (change_weights, "--model tiny: it has changed"),
+        (change_config, "--model tiny: it has changed"),
+        (change_tokenizer, "--model tiny: it has changed"),
+    ],
+)
+def test_data_or_a_model_that_has_changed_since_is_refused(
+    in_process, tmp_path, stopped, change, message
+):
+    before = contents(tmp_path / "run")
+    change(tmp_path)
+    check_refused(in_process(*stopped), tmp_path / "run", before, message)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (change_data, "--data a.csv: it has changed"),
+        (change_weights, "--model tiny: it has changed"),
+    ],
+)
+def test_a_complete_run_is_not_taken_for_one_of_data_or_a_model_that_has_changed(
+    in_process, tmp_path, stopped, change, message
+):
+    change_record(tmp_path, result={"epoch": 1, "accuracy": 0.5})
+    assert in_process(*stopped).code == 0
+    change(tmp_path)
+    check_refused(in_process(*stopped), tmp_path / "run", contents(tmp_path / "run"), message)
+
+
+def test_another_spelling_of_the_same_files_is_the_same(tmp_path, stopped, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    here = ["--model", str(tmp_path / "tiny"), "--data", "./a.csv"]
+    read_settings([*stopped, *here])
+    change_data(tmp_path)
+    with pytest.raises(ValueError, match=r"--data \./a\.csv: the run in"):
+        read_settings([*stopped, *here])
+
+
+def test_the_fingerprint_of_data_depends_on_its_rows_and_not_on_how_they_lie_in_memory():
+    texts = [f"text {number} é" * (number % 7) for number in range(25_000)]
+    columns = {"text": texts, "text_pair": [None] * len(texts), "label": ["a"] * len(texts)}
+    rows = datasets.Dataset.from_dict(columns | {"line": range(len(texts))})
+    shifted = datasets.concatenate_datasets([rows.select(range(3)), rows]).select(
+        range(3, 3 + len(rows))
+    )
+    chosen = datasets.concatenate_datasets([rows, rows]).select([*range(len(rows))])
+    reversed_twice = rows.select(range(len(rows))[::-1]).select(range(len(rows))[::-1])
+    prints = {records.fingerprint(r) for r in (rows, shifted, chosen, reversed_twice)}
+    assert len(prints) == 1
+    others = [
+        dict(columns, label=["a"] * (len(texts) - 1) + ["b"]),
+        dict(columns, text=texts[::-1]),
+    ]
+    assert not prints & {records.fingerprint(datasets.Dataset.from_dict(o)) for o in others}
+
+
+# ---- Records that are read ----
+
+
+EMPTY = {name: {} for name in ("settings", "asked", "replaced", "fingerprints", "versions")}
+EMPTY |= {"resumed": [], "result": None}
+DAMAGED = {
+    "empty": "",
+    "cut short": "{",
+    "a list": "[]",
+    "a number": "5",
+    "one entry": '{"settings": {}}',
+    "deep": "[" * 100_000,
+    "settings of a wrong kind": json.dumps(EMPTY | {"settings": 1}),
+    "an old record of a wrong kind": json.dumps(EMPTY | {"automatic": 5}),
+    "a result without scores": json.dumps(EMPTY | {"result": {"epoch": 1}}),
+    "nothing that was asked": json.dumps({k: v for k, v in EMPTY.items() if k != "asked"}),
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_record_that_is_damaged_is_refused(in_process, tmp_path, content):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(content)
+    run = in_process("--data", "builtin", "--model", "builtin", "--output-dir", "run", "--resume")
+    assert run.code == 2 and len(run.errors) == 1 and "run.json cannot be read" in run.errors[0]
+
+
+def test_a_record_of_the_version_before_is_understood(tmp_path, stopped, monkeypatch):
+    path = tmp_path / "run" / "run.json"
+    record = json.loads(path.read_text())
+    asked = record.pop("asked")
+    automatic = [name for name, value in asked.items() if value in (None, "auto")]
+    path.write_text(json.dumps(record | {"automatic": automatic}))
+    monkeypatch.chdir(tmp_path)
+    assert read_settings(stopped).precision == record["settings"]["precision"] == "fp32"
+    with pytest.raises(ValueError, match="--max-length 8: the run in"):
+        read_settings([*stopped, "--max-length", "8"])
+
+
+def test_a_line_of_metrics_that_is_still_being_written_is_left_out(tmp_path):
+    assert records.read_history(tmp_path) == []
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert records.read_history(tmp_path) == [{"step": 1}, {"step": 2}]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: cannot be read"):
+        records.read_history(tmp_path)

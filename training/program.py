@@ -1,0 +1,96 @@
+"""How a run starts and ends: from a command line or a call to `main`, and to an exit code.
+
+Slow imports stand inside functions, so that --help and a wrong flag are answered at once.
+"""
+
+import contextlib
+import dataclasses
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from system import collectives, console, rendezvous
+from system.console import InputError, Problem, Stopped, collect_problems, say
+
+if TYPE_CHECKING:
+    from training.settings import Settings
+
+Constants = Mapping[str, object]  # The globals of finetune.py.
+_running = threading.Lock()
+
+
+def start(constants: Constants) -> "Settings":
+    """The settings of the command line; the program ends here if the run is complete already."""
+    console.end_on_signals()
+    with _exit_codes():
+        from training import run_folder, settings
+
+        rendezvous.join(sys.argv[1:])
+        read = settings.from_flags
+        chosen = collectives.from_main(read_settings, read, constants, sys.argv[1:])
+        if line := collectives.from_main(run_folder.result_of, chosen):
+            say(f"this run is complete; {line}")
+            sys.exit()
+        return ask_hub(chosen)
+
+
+def finish(main: Callable[["Settings"], object], settings: "Settings") -> None:
+    """Call `main`, and end the program with the exit code of what happened."""
+    with _exit_codes():
+        main(settings)
+        rendezvous.leave()
+
+
+@contextlib.contextmanager
+def _exit_codes() -> Iterator[None]:
+    with console.exit_codes(rendezvous.may_report), rendezvous.lost_peers():
+        yield
+
+
+def call(
+    main: Callable[["Settings"], Path], constants: Constants, keywords: Mapping[str, object]
+) -> Path:
+    """Call `main` from Python with settings as keywords; the folder of the run.
+
+    InputError if the input is wrong or another run is going on; KeyboardInterrupt after a signal.
+    """
+    from training import run_folder, settings
+
+    if not _running.acquire(blocking=False):
+        what = "another run goes on in this process"
+        raise InputError(Problem("finetune()", what, "they would share random numbers"))
+    try:
+        chosen = read_settings(settings.from_keywords, constants, keywords)
+        if line := run_folder.result_of(chosen):
+            say(f"this run is complete; {line}")
+            return Path(chosen.output_dir)
+        return main(ask_hub(chosen))
+    except Stopped as stop:
+        raise KeyboardInterrupt(str(stop)) from None
+    finally:
+        _running.release()
+
+
+def read_settings(read: Callable, constants: Constants, given: object) -> "Settings":
+    """The settings that `read` (from_flags, from_keywords) finds in `given`; or an InputError."""
+    from training import run_folder
+    from training.settings import Settings
+
+    problems: list[Problem] = []
+    values, names = read(constants, given, problems)
+    with collect_problems(problems):
+        values, names = run_folder.take_up(values, names)
+    if problems:
+        raise InputError(*problems)
+    return Settings(**values, given=frozenset(names))
+
+
+def ask_hub(settings: "Settings") -> "Settings":
+    """The settings, with the reason if the Hub cannot be reached; its libraries then go offline."""
+    from inputs import hub
+
+    outage = collectives.from_main(hub.ask, settings.model, settings.data)
+    hub.set_offline(bool(outage) or hub.OFFLINE_AT_START)
+    return dataclasses.replace(settings, outage=outage)

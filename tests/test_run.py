@@ -12,8 +12,9 @@ from harness import training
 from harness.helpers import ROWS, limited, save_tiny
 
 import finetune as script
+from inputs import encoder
 from system.console import RunError
-from training import run_folder
+from training import checkpoint, run_folder
 from training.scores import Answers
 
 # ---- What it logs ----
@@ -216,3 +217,20 @@ def test_default_folders_of_runs_started_together_are_different(tmp_path, monkey
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         folders = list(pool.map(run_folder._make, [None] * 3))
     assert len(set(folders)) == 3
+
+
+def test_a_checkpoint_names_the_kept_epoch_before_its_model_replaces_the_last_one(
+    in_process, tmp_path, tiny, monkeypatch
+):
+    save, states = encoder.save, []
+
+    def watched(*arguments: object) -> None:
+        state = checkpoint.read_state(tmp_path / "run" / "checkpoint.pt")
+        states.append((state.epoch, state.best["epoch"]))
+        save(*arguments)
+
+    monkeypatch.setattr(encoder, "save", watched)
+    flags = ["--model", tiny, "--data", "builtin", "--epochs", "2", "--max-train-samples", "32"]
+    run = in_process(*flags, "--keep", "last", "--output-dir", "run", "--max-length", "8")
+    assert run.code == 0, run.err
+    assert states == [(1, 0), (2, 1)]

@@ -158,6 +158,28 @@ def test_data_or_a_model_that_has_changed_since_is_refused(
     check_refused(in_process(*stopped), tmp_path / "run", before, message)
 
 
+def test_rows_of_a_data_set_that_changed_on_the_hub_are_refused(in_process, tmp_path, stopped):
+    # A data set on the Hub has no files here whose fingerprints could differ.
+    prints = records.read(tmp_path / "run")["fingerprints"]
+    rows = prints["data"] | {"train": "0" * 64}
+    change_record(tmp_path, fingerprints=prints | {"data": rows})
+    before = contents(tmp_path / "run")
+    message = "--data a.csv: it has changed"
+    check_refused(in_process(*stopped), tmp_path / "run", before, message)
+
+
+def test_a_file_that_was_written_anew_with_the_same_rows_has_not_changed(
+    in_process, tmp_path, stopped, monkeypatch
+):
+    text = (tmp_path / "a.csv").read_text()
+    (tmp_path / "a.csv").write_text(text.replace('"a dull film"', "a dull film"))
+    assert (tmp_path / "a.csv").read_text() != text
+    monkeypatch.setattr(script, "training_step", script.training_step)  # Restored at the end.
+    warm.signal_at("a step", 1, signal.SIGTERM)()
+    run = in_process(*stopped)
+    assert run.code == 143 and "resumed from step" in run.err, run.err
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -130,7 +130,7 @@ def _create_or_resume(folder: Path, settings: Settings, now: dict) -> tuple[dict
         raise _error(folder, f"the run there is {'complete' if was['result'] else 'begun'} by now")
     if was:
         old, new = was["fingerprints"], now["fingerprints"]
-        same = {"data": old.get("files") == new["files"], "model": old.get("model") == new["model"]}
+        same = {part: old.get(part) == new[part] for part in ("data", "model")}
         problems = records.changed_settings(values, was, folder)
         if problems := problems or records.changed_inputs(values, same, folder):
             raise InputError(*problems)

@@ -201,7 +201,6 @@ def train(
         metrics, answers = evaluate(model, run.watch(validation, "evaluating"), settings)
         run.end_epoch(metrics, answers)
         console.result(f"epoch {epoch}: {{'accuracy': {metrics['accuracy']}}}")
-        run.stop_if_asked()
 
 
 def main(settings: Settings) -> Path:

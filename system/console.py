@@ -189,7 +189,9 @@ class DeferredSignals:
         # Only the main thread gets signals; in any other they are another program's.
         is_main_thread = threading.current_thread() is threading.main_thread()
         numbers = STOP_SIGNALS if is_main_thread else ()
-        self._before = {number: signal.signal(number, self._note) for number in numbers}
+        self._before = {number: signal.getsignal(number) for number in numbers}
+        for number in numbers:
+            signal.signal(number, self._note)
         return self
 
     def _note(self, signal_number: int, _: object) -> None:
@@ -205,11 +207,11 @@ class DeferredSignals:
             signal.signal(number, handler)
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        self.number = 0
         if kind and ranks.is_launched() and self._before:
             ignore_signals()
         else:
             self._restore()
+        self.number = 0
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -241,7 +243,7 @@ def exit_codes(may_report: Callable[[], bool] = ranks.is_main) -> Iterator[None]
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         messages, code = ["stdout was closed before the run was over"], 1
     except (RuntimeError, MemoryError, OSError) as error:
-        messages, code = [_reason(error)], 1
+        messages, code = [reason(error)], 1
     ignore_signals()
     if may_report():
         for message in messages:
@@ -249,7 +251,7 @@ def exit_codes(may_report: Callable[[], bool] = ranks.is_main) -> Iterator[None]
     raise SystemExit(code)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """Why the run could not continue; a defect of the program is raised again."""
     if is_out_of_memory(error):
         return OUT_OF_MEMORY

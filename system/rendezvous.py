@@ -125,9 +125,7 @@ def may_report() -> bool:
     """Whether this process is the one to report what went wrong: the first that asks, once."""
     if ranks.world_size() == 1:
         return True
-    from torch import distributed
-
-    if not distributed.is_initialized():
+    if not _store.cache_info().currsize:  # The processes have not met yet.
         return ranks.is_main()
     try:
         return _torchrun_store().add(f"reported {_store().port}", 1) == 1

@@ -14,7 +14,7 @@ import finetune as script
 from finetune import finetune
 from outputs import plots
 from system import console
-from system.console import InputError
+from system.console import InputError, RunError
 from training import program
 from training.settings import from_keywords
 
@@ -184,3 +184,26 @@ def test_a_report_for_which_the_disk_has_no_space_is_written_as_soon_as_there_is
     assert json.loads((tmp_path / "run" / "run.json").read_text())["result"] is None
     run = finetune(**own, resume=True, output_dir=tmp_path / "run")
     assert (run.folder / "confusion.png").exists() and run.metrics["epoch"] == 0
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (MemoryError(), "out of memory; put fewer sentences"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory; put fewer"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; is the disk"),
+    ],
+)
+def test_a_run_that_cannot_continue_raises_a_run_error_from_python(
+    own, tmp_path, monkeypatch, error, message
+):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(script, "load", fail)
+    with pytest.raises(RunError, match=message) as caught:
+        finetune(**own, output_dir=tmp_path / "run")
+    assert caught.value.__cause__ is error
+    monkeypatch.setattr(script, "load", lambda _: [].pop())  # A defect stays what it is.
+    with pytest.raises(IndexError):
+        finetune(**own, output_dir=tmp_path / "run")

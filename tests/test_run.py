@@ -3,6 +3,8 @@
 import concurrent.futures
 import hashlib
 import json
+import os
+import signal
 import time
 
 import numpy as np
@@ -234,3 +236,28 @@ def test_a_checkpoint_names_the_kept_epoch_before_its_model_replaces_the_last_on
     run = in_process(*flags, "--keep", "last", "--output-dir", "run", "--max-length", "8")
     assert run.code == 0, run.err
     assert states == [(1, 0), (2, 1)]
+
+
+def test_a_signal_stops_a_resumed_run_that_has_no_epoch_left(
+    in_process, tmp_path, tiny, monkeypatch
+):
+    flags = ["--model", tiny, "--data", "builtin", "--epochs", "1", "--max-train-samples", "32"]
+    flags += ["--output-dir", "run", "--resume", "--max-length", "8"]
+
+    def fail(*_: object) -> None:
+        raise RunError("no space for the report")
+
+    with monkeypatch.context() as here:
+        here.setattr(script.report, "write", fail)
+        assert in_process(*flags).code == 1
+    evaluate = script.evaluate
+
+    def evaluate_after_signal(*arguments: object) -> object:
+        monkeypatch.setattr(script, "evaluate", evaluate)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(script, "evaluate", evaluate_after_signal)
+    run = in_process(*flags)
+    assert run.code == 143 and "stopped by SIGTERM" in run.err, run.err
+    assert in_process(*flags).code == 0

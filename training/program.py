@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from system import collectives, console, rendezvous
-from system.console import InputError, Problem, Stopped, collect_problems, say
+from system.console import InputError, Problem, RunError, Stopped, collect_problems, say
 
 if TYPE_CHECKING:
     from training.settings import Settings
@@ -54,7 +54,8 @@ def call(
 ) -> Path:
     """Call `main` from Python with settings as keywords; the folder of the run.
 
-    InputError if the input is wrong or another run is going on; KeyboardInterrupt after a signal.
+    InputError if the input is wrong or another run is going on; RunError if the run could not
+    continue; KeyboardInterrupt after a signal.
     """
     from training import run_folder, settings
 
@@ -69,6 +70,8 @@ def call(
         return main(ask_hub(chosen))
     except Stopped as stop:
         raise KeyboardInterrupt(str(stop)) from None
+    except (RuntimeError, MemoryError, OSError) as error:
+        raise RunError(console.reason(error)) from error
     finally:
         _running.release()
 

@@ -79,6 +79,7 @@ class Run:
             try:
                 self._write_kept_model()
                 yield
+                self.stop_if_asked()  # Even if no batch was left, before which `watch` asks.
             except Stopped:
                 self.save()
                 collectives.all_gather(None)  # torchrun ends all with the first that has ended.

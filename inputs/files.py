@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from inputs import hub
-from system.console import InputError, Problem, one_line, progress
+from system.console import InputError, Problem, one_line, progress, raise_any
 
 Rows = Iterator[tuple[int, dict[str, object]]]
 
@@ -213,6 +213,5 @@ def _split_files(folder: Path, name: str) -> dict[str, Path]:
         endings = ", ".join(f"train{ending}" for ending in READERS)
         what = f"the folder has no train file ({endings})"
         problems.append(Problem(name, what, flag="--data"))
-    if problems:
-        raise InputError(*problems)
+    raise_any(problems)
     return files

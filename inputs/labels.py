@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from inputs.files import MOST_PROBLEMS, at
 from inputs.tables import Table
-from system.console import InputError, Problem
+from system.console import Problem, raise_any
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -65,8 +65,7 @@ def label_ids(
     elif len(trained) >= rows:
         what = f"as many classes as sentences ({len(trained)})"
         problems.append(Problem(train, what, "name another --label-column"))
-    if problems:
-        raise InputError(*problems)
+    raise_any(problems)
     # Hardly any words among numbers are typing errors; "24" among names is a name.
     if not own_order and 0 < sum(words.values()) <= rows / 100 + 1:
         problems += [
@@ -82,8 +81,7 @@ def label_ids(
         if split == "test" and None in counts[split]:
             what = "some rows have a label and some have none"
             problems.append(Problem(opened[split].name, what))
-    if problems:
-        raise InputError(*problems[:MOST_PROBLEMS])
+    raise_any(problems[:MOST_PROBLEMS])
     return {label: labels.index(canonical[label]) for label in written}, labels
 
 

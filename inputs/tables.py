@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from inputs.files import MOST_PROBLEMS, READERS, Rows, at, find_files
-from system.console import InputError, Problem, RunError, one_line
+from system.console import InputError, Problem, RunError, one_line, raise_any
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -103,12 +103,10 @@ def find_columns(
             exact = [name if name in table.columns else lower.get(name.lower()) for name in names]
             if all(exact):
                 return exact
-        missing = (
-            f"no column {', '.join(map(repr, named))}" if named else f"no column for the {kind}"
-        )
-        what = f"{missing}; the columns are {', '.join(map(repr, table.columns))}"
-        remedy = f"name it with {flag}, or is the header missing?"
-        problems.append(Problem(table.name, what, f"name another with {flag}" if named else remedy))
+        missing = ", ".join(map(repr, named)) if named else f"for the {kind}"
+        what = f"no column {missing}; the columns are {', '.join(map(repr, table.columns))}"
+        remedy = f"name another with {flag}" if named else f"name it with {flag}, or add a header"
+        problems.append(Problem(table.name, what, remedy))
         return []
 
     text = find(text_columns, TEXT_COLUMNS, "--text-column", "text")
@@ -203,8 +201,7 @@ def _checked_rows(
             break
         if not problems:
             yield number, row[text[0]], row[text[1]] if len(text) == 2 else None, name or None
-    if problems:
-        raise InputError(*problems)
+    raise_any(problems)
 
 
 def row_problems(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from inputs import tables
 from inputs.files import MOST_PROBLEMS, READERS, at
-from system.console import InputError, Problem, say
+from system.console import InputError, Problem, raise_any, say
 
 # Texts of similar length share a batch, so a larger window needs less padding. The first windows
 # are small, so that the first answers come soon.
@@ -98,8 +98,7 @@ def look_through(
         if name in columns:
             what = f"it has a column {name!r} already"
             problems.append(Problem(str(path), what, "rename that"))
-    if problems:
-        raise InputError(*problems)
+    raise_any(problems)
     read = f"{path}: texts from {' and '.join(map(repr, text))}"
     say(read + (f", labels from {label!r}" if labels - {None, "", "-1"} else ""))
     if not added_columns:

@@ -30,7 +30,7 @@ def _compared(record: dict) -> dict[str, object]:
     """The settings in which repetitions with other seeds agree."""
     return {
         name: value
-        for name, value in rules.completed(record["settings"]).items()
+        for name, value in record["settings"].items()
         if rules.affects(name) != rules.NOTHING and name != "seed" and value is not None
     }
 

@@ -52,33 +52,27 @@ def make(record: dict) -> str:
     data = _id_of(hub.SHORT_NAMES.get(settings["data"], settings["data"]), "data")
     base_name, data_name = base or _last(settings["model"]), data or _last(settings["data"])
     title = f"{_last(base_name)} on {_last(data_name)}"
-    scores = [("validation", "accuracy", "Accuracy", result["accuracy"])]
-    if "macro_f1" in result:
-        scores.append(("validation", "f1", "Macro-F1", result["macro_f1"]))
-    if "test_accuracy" in result:
-        scores.append(("test", "accuracy", "Accuracy", result["test_accuracy"]))
     repository, _, config = data_name.partition(":")
+
+    def score(name: str, kind: str, title: str, split: str = "validation") -> EvalResult:
+        place = {"dataset_config": config or None, "dataset_split": split, "metric_name": title}
+        task = "text-classification"
+        return EvalResult(task, repository, data_name, kind, result[name], **place)
+
+    scores = [score("accuracy", "accuracy", "Accuracy")]
+    if "macro_f1" in result:
+        scores.append(score("macro_f1", "f1", "Macro-F1"))
+    if "test_accuracy" in result:
+        scores.append(score("test_accuracy", "accuracy", "Accuracy", "test"))
     metadata = ModelCardData(
         license=LICENSE if settings["model"] in MODELS else "unknown",
         base_model=base,
         datasets=[repository] if data else None,
-        metrics=list(dict.fromkeys(kind for _, kind, *_ in scores)),
+        metrics=list(dict.fromkeys(score.metric_type for score in scores)),
         library_name="transformers",
         pipeline_tag="text-classification",
         model_name=title,
-        eval_results=[
-            EvalResult(
-                task_type="text-classification",
-                dataset_type=repository,
-                dataset_name=data_name,
-                dataset_config=config or None,
-                dataset_split=split,
-                metric_type=kind,
-                metric_name=name,
-                metric_value=value,
-            )
-            for split, kind, name, value in scores
-        ],
+        eval_results=scores,
     )
     text = TEXT.format(
         title=title,

@@ -86,7 +86,7 @@ def curves(
         top.plot(steps, losses, color=VERMILION, linestyle="--", marker="s", label="validation")
         ends = np.abs(np.array(intervals).T - accuracies)
         how = {"color": VERMILION, "linestyle": "--", "marker": "s", "capsize": 4}
-        middle.errorbar(steps, accuracies, ends, **how, label="accuracy, with its 95 % interval")
+        middle.errorbar(steps, accuracies, ends, **how, label="accuracy, 95 % interval")
         if "eval_macro_f1" in evaluated[0]:
             (scores,) = _columns(evaluated, "eval_macro_f1")
             middle.plot(steps, scores, color=GREEN, linestyle=":", marker="^", label="macro-F1")

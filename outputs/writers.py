@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import csv
+import functools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -67,10 +68,6 @@ def _csv(out: BinaryIO, columns: list[str], _: Path, dialect: str = "excel") -> 
     yield write
 
 
-def _tsv(out: BinaryIO, columns: list[str], source: Path) -> contextlib.AbstractContextManager:
-    return _csv(out, columns, source, "excel-tab")
-
-
 @contextlib.contextmanager
 def _jsonl(out: BinaryIO, columns: list[str], _: Path) -> Iterator[Write]:
     def write(rows: list[dict]) -> None:
@@ -118,4 +115,5 @@ def _text(value: object) -> str | None:
     return str(value)  # A date, a decimal number.
 
 
+_tsv = functools.partial(_csv, dialect="excel-tab")
 WRITERS = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl, ".parquet": _parquet}

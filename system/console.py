@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -70,8 +70,18 @@ def collect_problems(problems: list[Problem]) -> Iterator[None]:
         problems += error.problems
 
 
+def raise_any(problems: Sequence[Problem]) -> None:
+    """Raise an InputError with `problems`, if there are any."""
+    if problems:
+        raise InputError(*problems)
+
+
 class Parser(argparse.ArgumentParser):
     """A command line whose errors are reported like all others."""
+
+    def __init__(self, **options: object):
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(formatter_class=form, allow_abbrev=False, **options)
 
     def error(self, message: str):
         raise InputError(Problem("command line", message, "--help lists the flags"))

@@ -102,23 +102,17 @@ def versions() -> dict[str, str]:
 
 def check_same(values: dict[str, object]) -> None:
     """Raise an InputError in all processes if one has other `values` than the main process."""
-    (main_host, main_values), *others = collectives.all_gather((socket.gethostname(), values))
-    problems = {}  # One for each host, and not for each of its processes.
-    for host, other in others:
-        if names := [name for name in main_values if other.get(name) != main_values[name]]:
-            differing = ", ".join(
-                f"{name} ({other.get(name)}; there: {main_values[name]})"
-                if isinstance(main_values[name], str)
-                else name
-                for name in names
-            )
-            problems[host] = Problem(
-                host,
-                f"not as on {main_host}, where the first process is: {differing}",
-                "give the same command, with the same files, on each machine",
-            )
-    if problems:
-        raise InputError(*problems.values())
+    host, expected = collectives.from_main(lambda: (socket.gethostname(), values))
+    differing = []
+    for name, value in expected.items():
+        if values.get(name) != value:
+            both = f"{name} ({values.get(name)}; there: {value})"
+            differing.append(both if isinstance(value, str) else name)
+    with collectives.together():
+        if differing:
+            problem = f"not as on {host}, where the first process is: {', '.join(differing)}"
+            remedy = "give the same command, with the same files, on each machine"
+            raise InputError(Problem("", problem, remedy))
 
 
 def may_report() -> bool:

@@ -26,14 +26,9 @@ def choose_device(name: str) -> str:
     """The device `name`; `auto` is the first available of cuda, mps, cpu; or an InputError."""
     processes, gpus = ranks.local_world_size(), torch.cuda.device_count()
     if name in ("auto", "cuda") and 0 < gpus < processes:
-        raise InputError(
-            Problem(
-                name,
-                f"{processes} processes on a machine of {gpus} GPUs",
-                "start one for each (torchrun --nproc-per-node)",
-                "--device",
-            )
-        )
+        problem = f"{processes} processes on a machine of {gpus} GPU{'s' * (gpus != 1)}"
+        remedy = "start one for each (torchrun --nproc-per-node)"
+        raise InputError(Problem(name, problem, remedy, "--device"))
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available() and processes == 1,

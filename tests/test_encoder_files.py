@@ -108,7 +108,7 @@ def test_a_builtin_model_whose_bytes_differ_is_refused(in_process, tmp_path, mon
     weights.write_bytes(content)
     monkeypatch.syspath_prepend(tmp_path / "site")
     run = in_process("--model", "builtin", "--data", "builtin", "--output-dir", "run")
-    check_refused(run, tmp_path / "run", "is not the file that was checked")
+    check_refused(run, tmp_path / "run", "SHA-256 mismatch")
 
 
 @pytest.mark.parametrize("installed", [False, True])

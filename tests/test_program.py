@@ -36,10 +36,12 @@ def read_keywords(**keywords: object):
 
 
 def test_every_problem_with_the_keywords_is_raised_at_once_and_nothing_exits(tmp_path):
+    wrong = {"epochs": 0, "learnig_rate": 3e-5, "data": "no.csv", "seed": "1", "sed": 1}
     with pytest.raises(InputError) as caught:
-        finetune(epochs=0, learnig_rate=3e-5, data="no.csv", seed="1", output_dir=str(tmp_path))
+        finetune(**wrong, output_dir=str(tmp_path))
     problems = list(map(str, caught.value.problems))
-    assert len(problems) == 4 and str(caught.value) == "\n".join(problems)
+    assert [p.partition(":")[0] for p in problems[:2]] == ["learnig_rate", "sed"]  # As given.
+    assert len(problems) == 5 and str(caught.value) == "\n".join(problems)
     assert "learnig_rate: unknown setting; did you mean learning_rate?" in problems
     assert "epochs: found 0; it must be a whole number from 1 to 2147483647" in problems
     assert "seed: found '1'; it must be a whole number from 0 to 2**64 - 1" in problems

@@ -238,7 +238,7 @@ def test_bf16_and_compiled_models_keep_torchs_own_linear_layers(tmp_path, monkey
         ("cpu", 2, True, 4, "cpu"),
         ("cuda", 0, True, 1, "no such device here; try --device auto"),
         ("mps", 0, True, 2, "no such device here; try --device auto"),
-        ("auto", 1, False, 2, "2 processes on a machine of 1 GPUs; start one for each"),
+        ("auto", 1, False, 2, "2 processes on a machine of 1 GPU; start one for each"),
         ("cuda", 3, False, 4, "4 processes on a machine of 3 GPUs; start one for each"),
     ],
 )

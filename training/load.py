@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 import data
 from inputs import encoder, encoder_files, hub
 from system import collectives, rendezvous, speed
-from system.console import InputError, Problem, collect_problems, say
+from system.console import Problem, collect_problems, raise_any, say
 from training import record as records
 from training.settings import Settings
 
@@ -30,39 +30,23 @@ class Loaded(NamedTuple):
 def load(asked: Settings) -> Loaded:
     """Load text and model; InputError with every problem of device, data and model at once."""
     started = time.monotonic()
-    names = {"model": asked.model, "data": asked.data}
-    with collectives.local_main_first():
-        find = encoder_files.find_model
-        replaced = hub.stand_ins(names, asked.given, asked.outage, find)
-        settings = dataclasses.replace(asked, **dict.fromkeys(replaced, "builtin"))
-        settings, text, loaded = _load_all(settings)
-    if settings.max_train_samples:
-        train = data.subset(text.splits["train"], settings.max_train_samples, settings.seed)
-        text = text._replace(splits=text.splits | {"train": train})
-    folder = Path(loaded.model.name_or_path)
-    record = records.describe(settings, asked, replaced, text, folder)
-    rendezvous.check_same(records.must_be_same(record))
-    for line in records.summary(record):
-        say(line)
-    return Loaded(settings, text, loaded.model, loaded.tokenizer, record, started)
-
-
-def _load_all(settings: Settings) -> tuple[Settings, data.LabelledText, encoder.Encoder]:
-    """The settings resolved, the text, and the model with its tokenizer."""
     problems: list[Problem] = []
-    device, labels = settings.device, ["no", "labels"]  # If the data is wrong, look at the model.
-    with collect_problems(problems):
-        device = speed.choose_device(settings.device)
-    with collect_problems(problems):
-        columns = settings.text_column, settings.label_column
-        text = data.load(settings.data, *columns, settings.seed)
-        labels = text.labels
-    if not problems or not hub.is_needed("model", settings.model):  # Not after a long download.
+    labels = ["no", "labels"]  # If the data is wrong, the model is checked all the same.
+    with collectives.local_main_first():
+        names = {"model": asked.model, "data": asked.data}
+        replaced = hub.stand_ins(names, asked.given, asked.outage, encoder_files.find_model)
+        settings = dataclasses.replace(asked, **dict.fromkeys(replaced, "builtin"))
         with collect_problems(problems):
-            torch.manual_seed(settings.seed)  # The weights of a new head are drawn from it.
-            loaded = encoder.load(settings.model, labels, settings.max_length)
-    if problems:
-        raise InputError(*problems)
+            device = speed.choose_device(settings.device)
+        with collect_problems(problems):
+            columns = settings.text_column, settings.label_column
+            text = data.load(settings.data, *columns, settings.seed)
+            labels = text.labels
+        if not problems or not hub.is_needed("model", settings.model):  # Not after a long download.
+            with collect_problems(problems):
+                torch.manual_seed(settings.seed)  # The weights of a new head are drawn from it.
+                loaded = encoder.load(settings.model, labels, settings.max_length)
+        raise_any(problems)
     resolved = dataclasses.replace(
         settings,
         text_column=text.text_columns,
@@ -72,4 +56,11 @@ def _load_all(settings: Settings) -> tuple[Settings, data.LabelledText, encoder.
         device=device,
         precision=speed.choose_precision(settings.precision, device),
     )
-    return resolved, text, loaded
+    if settings.max_train_samples:
+        train = data.subset(text.splits["train"], settings.max_train_samples, settings.seed)
+        text = text._replace(splits=text.splits | {"train": train})
+    record = records.describe(resolved, asked, replaced, text, Path(loaded.model.name_or_path))
+    rendezvous.check_same(records.must_be_same(record))
+    for line in records.summary(record):
+        say(line)
+    return Loaded(resolved, text, loaded.model, loaded.tokenizer, record, started)

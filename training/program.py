@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from system import collectives, console, rendezvous
-from system.console import InputError, Problem, RunError, Stopped, collect_problems, say
+from system.console import InputError, Problem, RunError, Stopped, collect_problems, raise_any, say
 
 if TYPE_CHECKING:
     from training.settings import Settings
@@ -28,8 +28,7 @@ def start(constants: Constants) -> "Settings":
         from training import run_folder, settings
 
         rendezvous.join(sys.argv[1:])
-        read = settings.from_flags
-        chosen = collectives.from_main(read_settings, read, constants, sys.argv[1:])
+        chosen = collectives.from_main(read_settings, settings.from_flags, constants, sys.argv[1:])
         if line := collectives.from_main(run_folder.result_of, chosen):
             say(f"this run is complete; {line}")
             sys.exit()
@@ -85,8 +84,7 @@ def read_settings(read: Callable, constants: Constants, given: object) -> "Setti
     values, names = read(constants, given, problems)
     with collect_problems(problems):
         values, names = run_folder.take_up(values, names)
-    if problems:
-        raise InputError(*problems)
+    raise_any(problems)
     return Settings(**values, given=frozenset(names))
 
 

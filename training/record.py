@@ -122,11 +122,8 @@ def read_history(folder: Path) -> list[dict]:
 
 def adopt(values: Values, given: Iterable[str], record: dict) -> Values:
     """The settings `values` with the stand-ins and the precision that the run was started with."""
-    adopted = {}
-    for part, default in hub.DEFAULTS.items():
-        is_default = part not in given and values.get(part) == default
-        if is_default and part in record["replaced"]:
-            adopted[part] = "builtin"
+    parts = hub.DEFAULTS.keys() & record["replaced"].keys() - set(given)
+    adopted = {part: "builtin" for part in parts if values.get(part) == hub.DEFAULTS[part]}
     if record["asked"].get("precision") in AUTOMATIC and values.get("precision") == "auto":
         adopted["precision"] = record["settings"]["precision"]
     return values | adopted
@@ -139,7 +136,7 @@ def changed_settings(
 
     If `early`, nothing has been loaded, and automatic values are not known yet.
     """
-    old, problems = rules.completed(record["settings"]), []
+    old, problems = dict.fromkeys(values) | record["settings"], []
     changed = {name: value for name, value in values.items() if value != old[name]}
     same = same_inputs(changed, record)  # Another spelling of the same files is no change.
     for name, value in changed.items():

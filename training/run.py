@@ -53,9 +53,9 @@ class Run:
     @contextlib.contextmanager
     def open(cls, loaded: Loaded) -> Iterator["Run"]:
         """A new run, or the one to resume: steps 1 to 3."""
-        with run_folder.claim(loaded.settings, loaded.record) as (folder, record, state):
-            say(f"writing to {folder}")
-            yield cls(loaded, folder, record, state)
+        with run_folder.claim(loaded.settings, loaded.record) as claimed:
+            say(f"writing to {claimed.folder}")
+            yield cls(loaded, *claimed)
 
     @contextlib.contextmanager
     def training(

@@ -6,13 +6,13 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import filelock
 
 from inputs import hub
 from system import collectives, disk
-from system.console import InputError, Problem, say
+from system.console import InputError, Problem, raise_any, say
 from training import record as records
 from training.settings import Settings, Values
 
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from training.checkpoint import State
 
 CHECKPOINT, MODEL, LOCK = "checkpoint.pt", "model", "run.lock"
+
+
+class Claimed(NamedTuple):
+    """A run whose folder is locked by this program."""
+
+    folder: Path
+    record: dict  # The content of run.json.
+    state: "State"  # New, or that of the checkpoint.
 
 
 def take_up(values: Values, given: set[str]) -> tuple[Values, set[str]]:
@@ -43,15 +51,13 @@ def take_up(values: Values, given: set[str]) -> tuple[Values, set[str]]:
     if not record:
         return values, given
     values = records.adopt(values, given, record)
-    if problems := records.changed_settings(values, record, folder, early=True):
-        raise InputError(*problems)
-    if not record["result"] and (folder / LOCK).exists():
-        with _lock(folder):  # Now, and not after minutes of loading.
-            pass
+    raise_any(records.changed_settings(values, record, folder, early=True))
     if record["result"]:
         same = records.same_inputs(values, record)
-        if problems := records.changed_inputs(values, same, folder):
-            raise InputError(*problems)
+        raise_any(records.changed_inputs(values, same, folder))
+    elif (folder / LOCK).exists():
+        with _lock(folder):  # Now, and not after minutes of loading.
+            pass
     return values, given | hub.DEFAULTS.keys()  # No other stand-in may begin now.
 
 
@@ -106,25 +112,20 @@ def result_line(folder: Path | str, result: dict) -> str:
 
 
 @contextlib.contextmanager
-def claim(settings: Settings, record: dict) -> Iterator[tuple[Path, dict, "State"]]:
+def claim(settings: Settings, record: dict) -> Iterator[Claimed]:
     """Create the folder of a run, or take up the one that is there; only the main process does.
 
-    Yields the folder, the record of the run, and its state: new, or that of its checkpoint.
     InputError if another process has it, or if the run that is there can't be resumed.
     """
     with contextlib.ExitStack() as locks:
-
-        def create_or_resume() -> tuple[Path, dict, "State"]:
-            folder = _make(settings.output_dir)
-            locks.enter_context(_lock(folder))
-            return folder, *_create_or_resume(folder, settings, record)
-
-        yield collectives.from_main(create_or_resume)
+        yield collectives.from_main(_create_or_resume, locks, settings, record)
 
 
-def _create_or_resume(folder: Path, settings: Settings, now: dict) -> tuple[dict, "State"]:
+def _create_or_resume(locks: contextlib.ExitStack, settings: Settings, now: dict) -> Claimed:
     from training import checkpoint  # Imports torch, and --help must not wait for it.
 
+    folder = _make(settings.output_dir)
+    locks.enter_context(_lock(folder))
     was, path, values = records.read(folder), folder / CHECKPOINT, settings.as_dict()
     if was and (was["result"] or not settings.resume):
         raise _error(folder, f"the run there is {'complete' if was['result'] else 'begun'} by now")
@@ -132,8 +133,7 @@ def _create_or_resume(folder: Path, settings: Settings, now: dict) -> tuple[dict
         old, new = was["fingerprints"], now["fingerprints"]
         same = {part: old.get(part) == new[part] for part in ("data", "model")}
         problems = records.changed_settings(values, was, folder)
-        if problems := problems or records.changed_inputs(values, same, folder):
-            raise InputError(*problems)
+        raise_any(problems or records.changed_inputs(values, same, folder))
     run = {part: (was or now)[part] for part in ("started", "settings", "fingerprints")}
     state = checkpoint.read_state(path, run) if path.exists() else checkpoint.State(run)
     for name in ("*", MODEL, f"{MODEL}/*"):  # A kill can come in the middle of the report, too.
@@ -142,7 +142,7 @@ def _create_or_resume(folder: Path, settings: Settings, now: dict) -> tuple[dict
     if was:  # Lines logged after the checkpoint will be logged again.
         disk.write_lines(folder / records.METRICS, state.history)
     disk.write_json(folder / records.NAME, record)
-    return record, state
+    return Claimed(folder, record, state)
 
 
 def finish(folder: Path, record: dict, history: list[dict]) -> None:

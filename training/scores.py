@@ -37,12 +37,10 @@ def gather_answers(
     """
     import torch
 
-    empty = [np.empty(0, np.int64)] * 2 + [np.empty(0, np.float32)] * 2
-    columns = zip(*parts, strict=True) if parts else empty
-    own = [torch.cat(column).cpu().numpy() if parts else column for column in columns]
-    numbers = np.concatenate([np.empty(0, np.int64), *rows])
-    gathered = collectives.all_gather((numbers, *own))
-    numbers, *columns = (np.concatenate(column) for column in zip(*gathered, strict=True))
+    own = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
+    gathered = collectives.all_gather((np.concatenate(rows), *own))
+    shares = [arrays for arrays in gathered if len(arrays[0])]  # Some processes may have no rows.
+    numbers, *columns = (np.concatenate(column) for column in zip(*shares, strict=True))
     order = np.argsort(numbers)
     return Answers(*(column[order] for column in columns))
 
@@ -106,14 +104,6 @@ def calibration(answers: Answers) -> tuple[float, list[dict]]:
     return float(error), bins
 
 
-def confusion(answers: Answers, classes: int) -> np.ndarray:
-    """How often each label (a row) got each prediction (a column)."""
-    from sklearn.metrics import confusion_matrix
-
-    ids = list(range(classes))
-    return confusion_matrix(answers.labels, answers.predictions, labels=ids)
-
-
 def summary(accuracy: float, answers: Answers) -> dict[str, object]:
     """The entries of a result in run.json beside its scores."""
     ends = interval(accuracy, len(answers.labels))
@@ -139,14 +129,8 @@ def report_lines(labels: Sequence[int], predictions: Sequence[int], names: Seque
 
     ids = sorted(set(labels))  # Other classes have nothing to find.
     right, total = sum(map(int.__eq__, labels, predictions)), len(labels)
-    report = classification_report(
-        labels,
-        predictions,
-        labels=ids,
-        target_names=[names[number] for number in ids],
-        digits=4,
-        zero_division=0,
-    )
+    options = {"labels": ids, "target_names": [names[number] for number in ids]}
+    report = classification_report(labels, predictions, digits=4, zero_division=0, **options)
     lines = [f"accuracy {right / total:.4f}: {right:,} of {total:,} are right", report]
     if len(names) <= MOST_CLASSES:
         matrix = confusion_matrix(labels, predictions, labels=list(range(len(names))))

@@ -25,14 +25,12 @@ def _row(
     allowed: Callable[[typing.Any], object] = lambda value: True,
     affects: str = RESULT,
     check: Callable[[typing.Any], object] = lambda value: None,
-    off: object = None,
 ) -> typing.Any:
     """One setting: its values in words and as a test, what it affects, and a check of names.
 
-    A run is not resumed with another value of what affects RESULT. `off` is the value of a new
-    setting in runs that were started before it existed.
+    A run is not resumed with another value of what affects RESULT.
     """
-    rule = {"words": words, "allowed": allowed, "affects": affects, "check": check, "off": off}
+    rule = {"words": words, "allowed": allowed, "affects": affects, "check": check}
     return dataclasses.field(metadata=rule)
 
 
@@ -102,11 +100,6 @@ ROWS = {field.name: field for field in dataclasses.fields(Settings) if field.met
 Values = dict[str, object]
 
 
-def completed(recorded: Values) -> Values:
-    """The settings in a run.json, with those that its version did not have."""
-    return {name: field.metadata["off"] for name, field in ROWS.items()} | recorded
-
-
 def affects(name: str) -> str:
     """What the setting `name` affects; one of an earlier version affects the result."""
     return ROWS[name].metadata["affects"] if name in ROWS else RESULT
@@ -139,7 +132,7 @@ def from_flags(
     remedy = "write it alone, or --no-…"
     problems += [Problem("", "takes no value", remedy, word) for word in valued]
     for before, word in zip(["", *unknown], unknown, strict=False):
-        if word.startswith("-"):
+        if word.startswith("-") and not parser._negative_number_matcher.match(word):
             name = word.split("=")[0]
             remedy = _hint(name, parser._option_string_actions) or "--help lists the flags"
             problems.append(Problem("", "unknown flag", remedy, name))
@@ -153,7 +146,7 @@ def from_keywords(
     constants: Mapping[str, object], keywords: Mapping[str, object], problems: list[Problem]
 ) -> tuple[Values, set[str]]:
     """As `from_flags`, of keyword arguments."""
-    for word in keywords.keys() - ROWS.keys():
+    for word in (word for word in keywords if word not in ROWS):
         remedy = _hint(word, ROWS) or "the settings are: " + ", ".join(ROWS)
         problems.append(Problem(word, "unknown setting", remedy))
 
@@ -227,9 +220,7 @@ def _parser(constants: Mapping[str, object], with_help: bool) -> argparse.Argume
     parser = Parser(
         prog=Path(constants["__file__"]).name,
         description=constants["__doc__"],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
     # Else argparse takes `-1e-5` and `-inf` for flags, and not for values.
     parser._negative_number_matcher = re.compile(r"-(\d|\.\d|inf|nan).*")

@@ -52,7 +52,8 @@ def test_answers_are_gathered_in_the_order_of_their_rows_also_if_a_process_has_n
     assert answers.predictions.tolist() == [0, 1, 2, 3, 4]
     assert answers.probabilities.tolist() == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     # In a process without sentences the answers are those of the others.
-    whole = (np.concatenate(rows), *(torch.cat(column).numpy() for column in zip(*parts)))
+    columns = map(torch.cat, zip(*parts, strict=True))
+    whole = (np.concatenate(rows), *(column.numpy() for column in columns))
     monkeypatch.setattr(scores.collectives, "all_gather", lambda own: [own, whole])
     assert all(map(np.array_equal, scores.gather_answers([np.empty(0, int)], []), answers))
 

@@ -96,9 +96,11 @@ def start(folder: Path, flags: list[str]) -> dict:
                 run.send_signal(signal.SIGTERM)
                 run.wait()
             time.sleep(0.1)
-    if "to go on from step" not in (folder / "log").read_text():
-        sys.exit(f"error: the run failed:\n{(folder / 'log').read_text()[-3000:]}")
-    return found | {"peak_mb": peaks, "log": (folder / "log").read_text().splitlines()}
+    log = (folder / "log").read_text().replace(f"{folder}/", "")  # Without this machine's paths.
+    if "to go on from step" not in log:
+        sys.exit(f"error: the run failed:\n{log[-3000:]}")
+    log = log.partition("Traceback")[0]  # torchrun's own, after the signal.
+    return found | {"peak_mb": peaks, "log": log.splitlines()}
 
 
 def measure(folder: Path, count: int) -> dict:

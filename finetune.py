@@ -63,7 +63,7 @@ LOG_EVERY = 20
 TENSORBOARD = False
 # At most this many minutes of training are lost if the machine dies.
 CHECKPOINT_MINUTES = 10
-# Where to write the run. None: a new folder runs/<date>-<time>.
+# The folder of the run. None: a new folder runs/<date>-<time>.
 OUTPUT_DIR = None
 # Continue the run in OUTPUT_DIR, or start it there: it is always safe to repeat the same command.
 RESUME = False
@@ -99,7 +99,7 @@ from training.settings import Settings
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
     """AdamW that decays weight matrices, and leaves biases and layer norms alone."""
-    # By dimension, because names differ: a norm is sa_layer_norm in DistilBERT, LayerNorm in BERT.
+    # Dimensions tell, not names: a norm is sa_layer_norm in DistilBERT, LayerNorm in BERT.
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [
@@ -232,7 +232,7 @@ def main(settings: Settings) -> Path:
 
 
 class Result(NamedTuple):
-    """What a run produced."""
+    """The result of a run."""
 
     metrics: dict[str, float]  # The `result` of run.json.
     folder: Path

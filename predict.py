@@ -50,21 +50,21 @@ def answers(classifier: "Classifier", batch: Sequence[Text], bar: tqdm) -> list[
     from outputs import classifier as classifiers
 
     filled = [number for number, text in enumerate(batch) if not any(map(tables.is_blank, text))]
-    found: list[Answer] = [None] * len(batch)
+    results: list[Answer] = [None] * len(batch)
     for start in range(0, len(filled), MOST_TEXTS):
         part = filled[start : start + MOST_TEXTS]
         columns = zip(*(batch[number] for number in part), strict=True)
         classes, probabilities = classifiers.answer(classifier, *columns, on_batch=bar.update)
         for number, *best in zip(part, classes.tolist(), probabilities.tolist(), strict=True):
-            found[number] = tuple(best)
+            results[number] = tuple(best)
     bar.update(len(batch) - len(filled))
-    return found
+    return results
 
 
-def show(found: Sequence[Answer], names: Sequence[str]) -> None:
+def show(results: Sequence[Answer], names: Sequence[str]) -> None:
     """Print a line for each answer: the label, a tab, and the probability; empty for None."""
     names = [" ".join(name.split()) for name in names]  # A name may hold anything.
-    lines = [f"{names[best[0]]}\t{best[1]:.4f}" if best else "" for best in found]
+    lines = [f"{names[best[0]]}\t{best[1]:.4f}" if best else "" for best in results]
     if lines:
         result("\n".join(lines))
 
@@ -95,21 +95,21 @@ def label_file(classifier: "Classifier", file: TextFile, output: Path | None, gl
     def windows(bar: tqdm) -> Iterator[tuple[list[dict], list[Answer]]]:
         for rows in file.windows():
             batch = [[row.get(column) for column in file.text_columns] for row in rows]
-            found = answers(classifier, batch, bar)
-            for row, best in zip(rows, found, strict=True):
+            results = answers(classifier, batch, bar)
+            for row, best in zip(rows, results, strict=True):
                 with contextlib.suppress(TypeError, KeyError):
                     if best and ids:
                         references.append(ids[tables.label_name(row.get(file.label_column))])
                         predictions.append(best[0])
-            yield rows, found
+            yield rows, results
 
     with progress(file.rows, "texts", "predicting") as bar:
         rows = windows(bar)
         if output:
             ending, target = output.suffix.lower(), output.resolve()  # Not the link itself.
-            how = ending, file.path, file.columns, names, rows
+            table = ending, file.path, file.columns, names, rows
             fill = (lambda out: writers.write_glue(out, rows)) if glue else None
-            disk.write_whole(target, fill or (lambda out: writers.write_table(out, *how)))
+            disk.write_whole(target, fill or (lambda out: writers.write_table(out, *table)))
         elif glue:
             writers.write_glue(sys.stdout.buffer, rows)
         else:
@@ -147,15 +147,15 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--text-column", nargs="+", help="one column, or two of a pair; else as in training")
     add("--label-column", help="else as in training")
     chosen = parser.parse_intermixed_args(argv)
-    words, columns = chosen.texts, chosen.text_column or []
-    if not words and len(columns) > 1 and _is_file(columns[-1]):
-        words.append(columns.pop())  # `--text-column a file.csv`
-    named = [word for word in words if _is_file(word)]
-    chosen.file = Path(named[0]) if named and len(words) == 1 else None
+    arguments, columns = chosen.texts, chosen.text_column or []
+    if not arguments and len(columns) > 1 and _is_file(columns[-1]):
+        arguments.append(columns.pop())  # `--text-column a file.csv`
+    named = [word for word in arguments if _is_file(word)]
+    chosen.file = Path(named[0]) if named and len(arguments) == 1 else None
     problems: list[Problem] = []
     if not chosen.run:
         problems.append(Problem("RUN", "name the folder of a run or a model first"))
-    if named and len(words) > 1:
+    if named and len(arguments) > 1:
         problems.append(Problem(named[0], "one file at a time, and no texts beside it"))
     elif chosen.file and not chosen.file.is_file():
         problems.append(Problem(named[0], "no such file"))
@@ -170,7 +170,7 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
         remedy = "one or two columns are meant"
         problems.append(Problem("", f"found {columns}", remedy, "--text-column"))
     problems += _output_problems(chosen)
-    if any(map(tables.HALF_CHARACTER.search, words)):
+    if any(map(tables.HALF_CHARACTER.search, arguments)):
         problems.append(Problem("a text on the command line", "not UTF-8", "give it as UTF-8"))
     raise_any(problems)
     return chosen

@@ -187,14 +187,14 @@ def _damaged(where: Path | str) -> Iterator[None]:
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        found = f"{type(error).__name__}: {console.one_line(error)[:200]}"
-        what = f"{records.NAME} or {records.METRICS} is not as this program writes it ({found})"
+        cause = f"{type(error).__name__}: {console.one_line(error)[:200]}"
+        what = f"{records.NAME} or {records.METRICS} is not as this program writes it ({cause})"
         raise InputError(Problem(str(where), what, "put back a copy")) from error
 
 
 def find_runs(paths: Sequence[Path]) -> dict[Path, dict]:
     """The record of the run in each folder; InputError if there is none in any."""
-    runs: dict[Path, tuple[Path, dict]] = {}  # By the full path, so each run once.
+    runs: dict[Path, tuple[Path, dict]] = {}  # Full paths, so each run once.
     problems: list[Problem] = []
     for path in paths:
         try:

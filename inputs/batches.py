@@ -64,23 +64,23 @@ def limits(device: str, max_length: int) -> tuple[int, int]:
 def collate(
     rows: Sequence[dict],
     pad_token_id: int,
-    most: int | None,
+    most_rows: int | None,
     most_tokens: int = sys.maxsize,
     multiple: int = 1,
 ) -> list[dict[str, torch.Tensor]]:
-    """One batch as micro-batches of at most `most` rows, each padded to its own longest row.
+    """One batch as micro-batches of at most `most_rows` rows, each padded to its own longest row.
 
-    If `most` is None, a batch of more than `most_tokens`, padded, is split into parts of similar
-    size. Row lengths are rounded up to a `multiple`. Returns per micro-batch `input_ids`,
+    If `most_rows` is None, a batch of more than `most_tokens`, padded, is split into parts of
+    similar size. Row lengths are rounded up to a `multiple`. Returns per micro-batch `input_ids`,
     `attention_mask` and perhaps `token_type_ids`, int64 of shape (rows, tokens), and `labels`,
     int64 of shape (rows,).
     """
-    if most is None:
+    if most_rows is None:
         longest = max(len(row["input_ids"]) for row in rows)
         parts = math.ceil(len(rows) / max(1, most_tokens // longest))
-        most = math.ceil(len(rows) / parts)
-    starts = range(0, len(rows), most)
-    return [_pad(rows[start : start + most], pad_token_id, multiple) for start in starts]
+        most_rows = math.ceil(len(rows) / parts)
+    starts = range(0, len(rows), most_rows)
+    return [_pad(rows[start : start + most_rows], pad_token_id, multiple) for start in starts]
 
 
 def _pad(rows: Sequence[dict], pad_token_id: int, multiple: int) -> dict[str, torch.Tensor]:

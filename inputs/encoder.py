@@ -128,7 +128,7 @@ def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:
     if tokenizer.pad_token_id is None:
         what = "its tokenizer has no padding token, so sentences cannot share a batch"
         raise _error(name, what)
-    tokenizer.init_kwargs.pop("local_files_only", None)  # Else how it was loaded is saved.
+    tokenizer.init_kwargs.pop("local_files_only", None)  # Otherwise it is saved.
     forget_padding(tokenizer)
     return tokenizer
 
@@ -184,8 +184,8 @@ def _check_weights(model: PreTrainedModel, report: dict, name: str) -> bool:
     ]
     if lost or extra:
         example = f"without {lost[0]}" if lost else f"with {extra[0]} left over"
-        found = f"{len(lost) + len(extra)} weights disagree: the file is {example}"
-        raise _error(name, f"config.json and the weights do not belong together ({found})")
+        detail = f"{len(lost) + len(extra)} weights disagree: the file is {example}"
+        raise _error(name, f"config.json and the weights do not belong together ({detail})")
     return len(missing) > len(lost)
 
 
@@ -202,8 +202,8 @@ def _check_lengths(
     except (TypeError, ValueError, OverflowError):
         limit = 0
     if limit < 3:  # The two special tokens, and one of the text.
-        found = f"model_max_length {tokenizer.model_max_length!r} in tokenizer_config.json"
-        raise _error(name, f"takes too few tokens ({found}, positions {positions})")
+        detail = f"model_max_length {tokenizer.model_max_length!r} in tokenizer_config.json"
+        raise _error(name, f"takes too few tokens ({detail}, positions {positions})")
     if max_length is not None and max_length > limit:
         what = f"takes at most {limit} tokens (found {max_length})"
         raise _error(name, what, "use a lower --max-length")

@@ -32,7 +32,7 @@ def check_name(name: str) -> None:
 
 
 def folder_problems(folder: Path, name: str) -> list[Problem]:
-    """What is wrong with the files of a checkpoint's folder, which messages call `name`."""
+    """The problems with a checkpoint's files; messages call its folder `name`."""
     problems: list[tuple[str, ...]] = []
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))

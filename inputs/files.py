@@ -165,7 +165,7 @@ class Format(NamedTuple):
     """How the files with an ending are read."""
 
     read: Callable[..., Rows]
-    unit: str = "line"  # What its numbers count.
+    unit: str = "line"  # The unit of row numbers.
     is_json: bool = False  # Only JSON can hold half a character.
 
 

@@ -114,19 +114,19 @@ def _find_outage(part: str, repository: str) -> Outage | None:
 
 def stand_ins(
     names: dict[str, str],
-    given: Collection[str],
+    explicit: Collection[str],
     outage: Outage | None,
     find_model: Callable[[str], Path],
 ) -> dict[str, str]:
     """The defaults among `names`, by "model" and "data", for which `builtin` must stand in.
 
-    Only those not `given` by a flag, and only in an `outage` of the Hub. `find_model` refuses a
+    Only those that are not `explicit`, and only in an `outage` of the Hub. `find_model` refuses a
     cache that holds half a model. InputError if the Hub refuses and the cache is not whole.
     """
     find = {"model": find_model, "data": fetch_data}
     replaced = {}
     for part, default in DEFAULTS.items():
-        if outage and part not in given and names[part] == default:
+        if outage and part not in explicit and names[part] == default:
             with contextlib.suppress(InputError):
                 find[part](default)
                 continue
@@ -146,7 +146,7 @@ def _outage_line(outage: Outage) -> str:
 
 
 def stand_in_line(replaced: dict[str, str]) -> str:
-    """What was replaced, in one line."""
+    """One line that names what was replaced."""
     names = " and ".join(f"the {part} {name}" for part, name in replaced.items())
     return f"NOTE: what ships with this project (`builtin`) stands in for {names}"
 

@@ -17,8 +17,10 @@ NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d{1,3})?", re.IGNORECASE)
 
 def has_labels(test: "Dataset", train: "Dataset") -> bool:
     """Whether `test` has any label; −1 is none, as in GLUE, unless training has it too."""
-    given, known = ({_plain(label) for label in _counts(rows) if label} for rows in (test, train))
-    return bool(given - ({"-1"} - known))
+    of_test, of_train = (
+        {_plain(label) for label in _counts(rows) if label} for rows in (test, train)
+    )
+    return bool(of_test - ({"-1"} - of_train))
 
 
 def _counts(rows: "Dataset") -> dict[str | None, int]:
@@ -43,8 +45,8 @@ def label_ids(
 
     counts = {split: _counts(rows) for split, rows in splits.items()}
     written = {label for labels in counts.values() for label in labels if label is not None}
-    words = {label: n for label, n in counts["train"].items() if not NUMBER.fullmatch(label)}
-    numeric = not words and not own_order
+    non_numbers = {label: n for label, n in counts["train"].items() if not NUMBER.fullmatch(label)}
+    numeric = not non_numbers and not own_order
     canonical = {label: _plain(label) if numeric else label for label in written}
     trained = {canonical[label] for label in counts["train"]}
     labels = own_order or sorted(trained, key=Decimal if numeric else None)
@@ -67,10 +69,10 @@ def label_ids(
         problems.append(Problem(train, what, "name another --label-column"))
     raise_any(problems)
     # Hardly any words among numbers are typing errors; "24" among names is a name.
-    if not own_order and 0 < sum(words.values()) <= rows / 100 + 1:
+    if not own_order and 0 < sum(non_numbers.values()) <= rows / 100 + 1:
         problems += [
-            Problem(*place("train", word, "stands among numbers"), "mend or remove it")
-            for word in words
+            Problem(*place("train", label, "stands among numbers"), "mend or remove it")
+            for label in non_numbers
         ]
     for split in counts:
         unknown = {x for x in counts[split] if x is not None and canonical[x] not in trained}

@@ -40,7 +40,7 @@ class Table(NamedTuple):
     rows: Callable[..., Rows]  # Takes problems and columns, as a reader of `inputs.files`.
     fingerprint: Callable[[], str]
     problems: Sequence[Problem] = ()  # Those of its first rows.
-    names: Mapping[str, list[str]] = {}  # By column, the labels that the Hub has in an order.
+    names: Mapping[str, list[str]] = {}  # The Hub's labels of a column, in order.
 
 
 def digests(name: str) -> dict[str, str]:

@@ -33,14 +33,14 @@ class TextFile(NamedTuple):
     def windows(self) -> Iterator[list[dict]]:
         """The rows, at most LARGEST_WINDOW characters and MOST_TEXTS at a time."""
         problems: list[Problem] = []
-        window, size, most = [], 0, FIRST_WINDOW
+        window, size, limit = [], 0, FIRST_WINDOW
         for _, row in self.table.rows(problems, self.columns, False):
             row = {column: row[column] for column in self.columns if column in row}
             window.append(row)
             size += sum(len(str(value)) for value in row.values())
-            if size >= most or len(window) >= MOST_TEXTS:
+            if size >= limit or len(window) >= MOST_TEXTS:
                 yield window
-                window, size, most = [], 0, min(2 * most, LARGEST_WINDOW)
+                window, size, limit = [], 0, min(2 * limit, LARGEST_WINDOW)
         if problems:
             raise InputError(*problems)  # The file was changed a moment ago.
         yield window

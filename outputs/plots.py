@@ -35,11 +35,11 @@ MOST_NAMED_CLASSES, MOST_COUNTED_CLASSES = 40, 12
 MOST_RUNS = 12  # A picture of more can't be read.
 
 
-def short(name: str, most: int = LONGEST_NAME) -> str:
+def short(name: str, limit: int = LONGEST_NAME) -> str:
     """A name that fits into a picture."""
     # A file's name can hold bytes that are no character; each becomes a question mark.
     name = " ".join(name.encode(errors="replace").decode().split())
-    return name if len(name) <= most else name[: most - 1] + "…"
+    return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -85,8 +85,8 @@ def curves(
         steps, losses, accuracies = _columns(evaluated, "step", "eval_loss", "eval_accuracy")
         top.plot(steps, losses, color=VERMILION, linestyle="--", marker="s", label="validation")
         ends = np.abs(np.array(intervals).T - accuracies)
-        how = {"color": VERMILION, "linestyle": "--", "marker": "s", "capsize": 4}
-        middle.errorbar(steps, accuracies, ends, **how, label="accuracy, 95 % interval")
+        look = {"color": VERMILION, "linestyle": "--", "marker": "s", "capsize": 4}
+        middle.errorbar(steps, accuracies, ends, **look, label="accuracy, 95 % interval")
         if "eval_macro_f1" in evaluated[0]:
             (scores,) = _columns(evaluated, "eval_macro_f1")
             middle.plot(steps, scores, color=GREEN, linestyle=":", marker="^", label="macro-F1")
@@ -177,11 +177,11 @@ def comparison(path: Path, runs: Sequence[tuple[str, Sequence[dict]]]) -> None:
     )
     for (name, history), (colour, line_style, mark) in zip(runs[:MOST_RUNS], looks, strict=False):
         # matplotlib does not show a label that begins with an underscore.
-        how = {"color": colour, "linestyle": line_style, "label": f" {short(name, 90)}"}
+        look = {"color": colour, "linestyle": line_style, "label": f" {short(name, 90)}"}
         steps, losses = _columns([x for x in history if "loss" in x], "step", "loss")
-        top.plot(steps, smooth(losses) if len(losses) else losses, **how)
+        top.plot(steps, smooth(losses) if len(losses) else losses, **look)
         evaluated = [line for line in history if "eval_loss" in line]
-        bottom.plot(*_columns(evaluated, "step", "eval_accuracy"), marker=mark, **how)
+        bottom.plot(*_columns(evaluated, "step", "eval_accuracy"), marker=mark, **look)
     top.set(ylabel="training loss, smoothed (nats)", ylim=(0, None))
     bottom.set(ylabel="validation accuracy", xlabel="optimizer steps", xlim=(0, None))
     if runs:

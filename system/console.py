@@ -1,4 +1,4 @@
-"""What a person sees: one line for each problem, messages, progress; exit codes and signals."""
+"""Everything a person sees: problems, messages, progress; also exit codes and signals."""
 
 import argparse
 import contextlib
@@ -124,7 +124,7 @@ class LogProgress(tqdm):
     monitor_interval: ClassVar = 0  # No thread that redraws it.
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        if msg is None:  # Else tqdm clears the bar.
+        if msg is None:  # Otherwise tqdm clears the bar.
             with contextlib.suppress(OSError):
                 print(str(self), file=sys.stderr, flush=True)
         return False

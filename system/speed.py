@@ -66,9 +66,9 @@ def prepare(model: PreTrainedModel, device: str, precision: str, compiled: bool 
     if compiled:
         model.compile(dynamic=True)  # One program for all lengths, not one for each.
     elif device == "cpu":
-        words = model.get_input_embeddings()
-        if type(words) is nn.Embedding and words.weight.requires_grad:
-            _keep_gradient(words)
+        embeddings = model.get_input_embeddings()
+        if type(embeddings) is nn.Embedding and embeddings.weight.requires_grad:
+            _keep_gradient(embeddings)
         has_onednn = torch.backends.mkldnn.is_available()
         is_wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
         if has_onednn and is_wide and precision == "fp32":
@@ -110,26 +110,26 @@ def _keep_first_token(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[tor
     return (args[0][:, :1],)
 
 
-def _keep_gradient(words: nn.Embedding) -> None:
+def _keep_gradient(embeddings: nn.Embedding) -> None:
     # The gradient of the word embeddings, 94 MB of which a batch writes some hundred rows, would be
     # allocated, cleared page by page and freed in each step: a tenth of the time. It keeps its
     # place; backward() makes only those rows, which are added to it.
-    words.sparse, words.kept_gradient = True, torch.empty_like(words.weight)
+    embeddings.sparse, embeddings.kept_gradient = True, torch.empty_like(embeddings.weight)
 
     def clear(rows: torch.Tensor) -> None:
-        if words.weight.grad is None:  # The first backward() since zero_grad().
-            words.weight.grad = words.kept_gradient.zero_()
+        if embeddings.weight.grad is None:  # The first backward() since zero_grad().
+            embeddings.weight.grad = embeddings.kept_gradient.zero_()
 
     if ranks.world_size() == 1:
-        words.weight.register_hook(clear)
+        embeddings.weight.register_hook(clear)
 
 
 def complete_gradients(model: nn.Module) -> None:
     """Exchange the rows of a sparse gradient: DistributedDataParallel leaves it out on a CPU."""
-    words = getattr(model, "module", model).get_input_embeddings()
-    if words.weight.grad is not None and words.weight.grad.is_sparse:
-        collectives.mean_of_rows(words.weight.grad, words.kept_gradient)
-        words.weight.grad = words.kept_gradient
+    embeddings = getattr(model, "module", model).get_input_embeddings()
+    if embeddings.weight.grad is not None and embeddings.weight.grad.is_sparse:
+        collectives.mean_of_rows(embeddings.weight.grad, embeddings.kept_gradient)
+        embeddings.weight.grad = embeddings.kept_gradient
 
 
 class OneDNNLinear(nn.Linear):

@@ -59,7 +59,7 @@ def test_numbers_of_numpy_are_numbers_and_one_run_goes_on_at_a_time(tmp_path):
     assert type(settings.epochs) is int and type(settings.learning_rate) is float
     assert settings.epochs == 2 and settings.learning_rate == 1e-3
     assert settings.text_column == ["a", "b"]
-    assert settings.given == {"epochs", "learning_rate", "data", "text_column"}
+    assert settings.explicit == {"epochs", "learning_rate", "data", "text_column"}
     with program._running, pytest.raises(InputError, match="another run goes on"):
         finetune(data="builtin")
     with pytest.raises(InputError, match="null byte"):

@@ -88,7 +88,7 @@ def from_keywords(**keywords: object) -> rules.Settings:
 def test_the_constants_as_they_stand_are_allowed_and_none_of_them_was_given():
     chosen = from_flags()
     assert chosen.as_dict() == {name: vars(script)[name.upper()] for name in rules.ROWS}
-    assert chosen.given == set() and chosen.outage is None
+    assert chosen.explicit == set() and chosen.outage is None
 
 
 def test_an_edited_constant_passes_the_same_checks_as_a_flag():
@@ -105,7 +105,7 @@ def test_an_edited_constant_passes_the_same_checks_as_a_flag():
 def test_a_flag_takes_the_place_of_its_constant_and_is_noted_as_given():
     chosen = from_flags("--epochs", "7", "--learning-rate=1e-4", "--compile", EPOCHS=2, SEED=3)
     assert (chosen.epochs, chosen.learning_rate, chosen.compile) == (7, 1e-4, True)
-    assert chosen.seed == 3 and chosen.given == {"epochs", "learning_rate", "compile"}
+    assert chosen.seed == 3 and chosen.explicit == {"epochs", "learning_rate", "compile"}
     assert from_flags("--no-compile", COMPILE=True).compile is False
     assert from_flags("--text-column", "a", "b").text_column == ["a", "b"]
 

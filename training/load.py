@@ -27,15 +27,16 @@ class Loaded(NamedTuple):
     started: float  # When loading began, by time.monotonic().
 
 
-def load(asked: Settings) -> Loaded:
+def load(requested: Settings) -> Loaded:
     """Load text and model; InputError with every problem of device, data and model at once."""
     started = time.monotonic()
     problems: list[Problem] = []
     labels = ["no", "labels"]  # If the data is wrong, the model is checked all the same.
     with collectives.local_main_first():
-        names = {"model": asked.model, "data": asked.data}
-        replaced = hub.stand_ins(names, asked.given, asked.outage, encoder_files.find_model)
-        settings = dataclasses.replace(asked, **dict.fromkeys(replaced, "builtin"))
+        names = {"model": requested.model, "data": requested.data}
+        find = encoder_files.find_model
+        replaced = hub.stand_ins(names, requested.explicit, requested.outage, find)
+        settings = dataclasses.replace(requested, **dict.fromkeys(replaced, "builtin"))
         with collect_problems(problems):
             device = speed.choose_device(settings.device)
         with collect_problems(problems):
@@ -59,7 +60,7 @@ def load(asked: Settings) -> Loaded:
     if settings.max_train_samples:
         train = data.subset(text.splits["train"], settings.max_train_samples, settings.seed)
         text = text._replace(splits=text.splits | {"train": train})
-    record = records.describe(resolved, asked, replaced, text, Path(loaded.model.name_or_path))
+    record = records.describe(resolved, requested, replaced, text, Path(loaded.model.name_or_path))
     rendezvous.check_same(records.must_be_same(record))
     for line in records.summary(record):
         say(line)

@@ -75,17 +75,17 @@ def call(
         _running.release()
 
 
-def read_settings(read: Callable, constants: Constants, given: object) -> "Settings":
-    """The settings that `read` (from_flags, from_keywords) finds in `given`; or an InputError."""
+def read_settings(read: Callable, constants: Constants, source: object) -> "Settings":
+    """The settings that `read` (from_flags, from_keywords) finds in `source`; or an InputError."""
     from training import run_folder
     from training.settings import Settings
 
     problems: list[Problem] = []
-    values, names = read(constants, given, problems)
+    values, names = read(constants, source, problems)
     with collect_problems(problems):
         values, names = run_folder.take_up(values, names)
     raise_any(problems)
-    return Settings(**values, given=frozenset(names))
+    return Settings(**values, explicit=frozenset(names))
 
 
 def ask_hub(settings: "Settings") -> "Settings":

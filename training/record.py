@@ -19,10 +19,10 @@ KINDS = {"settings": dict, "asked": dict, "replaced": dict, "fingerprints": dict
 KINDS |= {"versions": dict, "resumed": list, "result": dict | None}
 
 
-def describe(settings: Settings, asked: Settings, replaced: dict, text, model: Path) -> dict:
+def describe(settings: Settings, requested: Settings, replaced: dict, text, model: Path) -> dict:
     """The content of run.json at the start of a run.
 
-    `settings` are resolved, `asked` as the user gave them; `builtin` stands in for `replaced`;
+    `settings` are resolved, `requested` as the user gave them; `builtin` stands in for `replaced`;
     `text` is a data.LabelledText; `model` is the folder of the checkpoint that is fine-tuned.
     """
     import torch  # Here, because --help and a wrong flag must not wait for it.
@@ -31,7 +31,7 @@ def describe(settings: Settings, asked: Settings, replaced: dict, text, model: P
     return {
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "settings": settings.as_dict(),
-        "asked": asked.as_dict(),
+        "asked": requested.as_dict(),
         "replaced": replaced,
         "labels": text.labels,
         "sentences": {split: len(rows) for split, rows in text.splits.items()},
@@ -63,7 +63,7 @@ def fingerprint(rows) -> str:
 
 
 def must_be_same(record: dict) -> dict[str, object]:
-    """What must be the same on all machines of a run, by its name for people."""
+    """The values that must be equal on all machines of a run, by readable names."""
     settings, fingerprints = record["settings"], record["fingerprints"]
     return {
         "the data": (fingerprints["data"], record["labels"]),
@@ -120,9 +120,9 @@ def read_history(folder: Path) -> list[dict]:
         raise InputError(Problem(str(path), f"cannot be read ({one_line(error)})")) from error
 
 
-def adopt(values: Values, given: Iterable[str], record: dict) -> Values:
+def adopt(values: Values, explicit: Iterable[str], record: dict) -> Values:
     """The settings `values` with the stand-ins and the precision that the run was started with."""
-    parts = hub.DEFAULTS.keys() & record["replaced"].keys() - set(given)
+    parts = hub.DEFAULTS.keys() & record["replaced"].keys() - set(explicit)
     adopted = {part: "builtin" for part in parts if values.get(part) == hub.DEFAULTS[part]}
     if record["asked"].get("precision") in AUTOMATIC and values.get("precision") == "auto":
         adopted["precision"] = record["settings"]["precision"]
@@ -184,7 +184,7 @@ def resumed(was: dict, now: dict, step: int) -> dict:
 
 
 def _conditions(record: dict) -> dict:
-    """What the last digits of numbers can depend on."""
+    """The conditions on which the last digits of numbers depend."""
     names = ("device", "processes", "threads", "cpu_capability", "code")
     versions = {name: record["versions"].get(name) for name in ("python", *rendezvous.PACKAGES)}
     return {name: record.get(name) for name in names} | versions

@@ -105,7 +105,7 @@ class Run:
 
     def watch(self, loader: DataLoader[Batch], title: str = "") -> Iterator[Batch]:
         """The batches of `loader`; before each, a signal stops the run. `title` shows progress."""
-        self._line_start = self.state.sentences, time.monotonic()  # Of the next logged line.
+        self._line_start = self.state.sentences, time.monotonic()  # For the next logged line.
         with console.progress(len(loader), "batches", title, show=bool(title)) as bar:
             for batch in loader:
                 self.stop_if_asked()

@@ -30,11 +30,11 @@ class Claimed(NamedTuple):
     state: "State"  # New, or that of the checkpoint.
 
 
-def take_up(values: Values, given: set[str]) -> tuple[Values, set[str]]:
+def take_up(values: Values, explicit: set[str]) -> tuple[Values, set[str]]:
     """The settings with the stand-ins and the precision of the run to resume, if there is one.
 
-    `given` are the names that a flag or keyword named. InputError if the folder can't be used, or
-    holds another run.
+    `explicit` are the names that a flag or keyword named. InputError if the folder can't be used,
+    or holds another run.
     """
     name, resume = values.get("output_dir"), values.get("resume", False)
     if resume and not name:
@@ -49,8 +49,8 @@ def take_up(values: Values, given: set[str]) -> tuple[Values, set[str]]:
     except OSError as error:  # A name too long, a folder that may not be read.
         raise _error(folder, error.strerror, "name another") from None
     if not record:
-        return values, given
-    values = records.adopt(values, given, record)
+        return values, explicit
+    values = records.adopt(values, explicit, record)
     raise_any(records.changed_settings(values, record, folder, early=True))
     if record["result"]:
         same = records.same_inputs(values, record)
@@ -58,7 +58,7 @@ def take_up(values: Values, given: set[str]) -> tuple[Values, set[str]]:
     elif (folder / LOCK).exists():
         with _lock(folder):  # Now, and not after minutes of loading.
             pass
-    return values, given | hub.DEFAULTS.keys()  # No other stand-in may begin now.
+    return values, explicit | hub.DEFAULTS.keys()  # No other stand-in may begin now.
 
 
 def _error(folder: Path, what: str, remedy: str = "") -> InputError:

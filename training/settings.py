@@ -14,14 +14,14 @@ from system.console import InputError, Parser, Problem
 from training import board
 
 MOST = 2**31 - 1  # The highest whole number that every library takes.
-# What a setting affects: the model that a run ends with, only its rounding (and, with dropout,
+# A setting affects the model that a run ends with, only its rounding (and, with dropout,
 # which random numbers a device draws), or nothing in it.
 RESULT, ROUNDING, NOTHING = "the result", "rounding", "nothing"
 AUTOMATIC = (None, "auto")  # The values for which the run itself chooses one.
 
 
 def _row(
-    words: str,
+    description: str,
     allowed: Callable[[typing.Any], object] = lambda value: True,
     affects: str = RESULT,
     check: Callable[[typing.Any], object] = lambda value: None,
@@ -30,26 +30,26 @@ def _row(
 
     A run is not resumed with another value of what affects RESULT.
     """
-    rule = {"words": words, "allowed": allowed, "affects": affects, "check": check}
+    rule = {"description": description, "allowed": allowed, "affects": affects, "check": check}
     return dataclasses.field(metadata=rule)
 
 
 def _whole(least: int, affects: str = RESULT) -> typing.Any:
-    words = f"a whole number from {least} to {MOST}"
-    return _row(words, lambda number: least <= number <= MOST, affects)
+    description = f"a whole number from {least} to {MOST}"
+    return _row(description, lambda number: least <= number <= MOST, affects)
 
 
 def _one_of(*names: str, affects: str = RESULT) -> typing.Any:
-    words = ", ".join(names[:-1]) + " or " * (len(names) > 1) + names[-1]
-    return _row(words, lambda name: name in names, affects)
+    description = ", ".join(names[:-1]) + " or " * (len(names) > 1) + names[-1]
+    return _row(description, lambda name: name in names, affects)
 
 
 def _is_at_least_0(number: float) -> bool:
     return 0 <= number < math.inf
 
 
-def _is_one_or_two_words(words: list) -> bool:
-    return len(words) in (1, 2) and all(isinstance(word, str) and word for word in words)
+def _is_one_or_two_columns(names: list) -> bool:
+    return len(names) in (1, 2) and all(isinstance(name, str) and name for name in names)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Settings:
     data: str = _row(
         "`sst2`, `builtin`, a Hub data set, a file or a folder", bool, check=files.find_files
     )
-    text_column: list[str] | None = _row("one or two columns", _is_one_or_two_words)
+    text_column: list[str] | None = _row("one or two columns", _is_one_or_two_columns)
     label_column: str | None = _row("the name of a column", bool)
     epochs: int = _whole(1)
     batch_size: int = _whole(1)
@@ -88,7 +88,7 @@ class Settings:
     resume: bool = _row("True or False", affects=NOTHING)
 
     # Not settings: the names that a flag or keyword gave, and why the Hub cannot be used.
-    given: frozenset[str] = frozenset()
+    explicit: frozenset[str] = frozenset()
     outage: hub.Outage | None = None
 
     def as_dict(self) -> dict[str, object]:
@@ -101,7 +101,7 @@ Values = dict[str, object]
 
 
 def affects(name: str) -> str:
-    """What the setting `name` affects; one of an earlier version affects the result."""
+    """The effect of the setting `name`; one of an earlier version affects the result."""
     return ROWS[name].metadata["affects"] if name in ROWS else RESULT
 
 
@@ -139,7 +139,7 @@ def from_flags(
         elif not before.startswith("-") or "=" in before:  # Not the value of an unknown flag.
             what = "unexpected on the command line"
             problems.append(Problem(repr(word), what, "every setting is a flag"))
-    return _checked(constants, vars(flags), _from_words, flag, problems)
+    return _checked(constants, vars(flags), _from_flag, flag, problems)
 
 
 def from_keywords(
@@ -161,19 +161,19 @@ def from_keywords(
 
 def _checked(
     constants: Mapping[str, object],
-    given: Mapping[str, object],
+    explicit: Mapping[str, object],
     convert: Callable[[object, str], object],
     title: Callable[[str], str],
     problems: list[Problem],
 ) -> tuple[Values, set[str]]:
-    """The values that are right, and the names in `given`.
+    """The values that are right, and the names in `explicit`.
 
     `convert` turns a given value into its setting's type; `title` is its name in messages.
     """
     values = {}
     for name, field in ROWS.items():
-        is_given, rule = name in given, field.metadata
-        value = given[name] if is_given else constants[name.upper()]
+        is_given, rule = name in explicit, field.metadata
+        value = explicit[name] if is_given else constants[name.upper()]
         try:
             value = convert(value, name) if is_given else _from_constant(value, name)
             if value is not None and not rule["allowed"](value):
@@ -185,22 +185,22 @@ def _checked(
             problems.append(Problem(str(value), error.strerror, flag=flag(name)))
         except (ValueError, OverflowError) as error:
             where = title(name) if is_given else f"the constant {name.upper()}"
-            problems.append(Problem(where, str(error), f"it must be {rule['words']}"))
+            problems.append(Problem(where, str(error), f"it must be {rule['description']}"))
         else:
             values[name] = value
-    return values, set(given)
+    return values, set(explicit)
 
 
-def _from_words(words: list[str] | bool, name: str) -> object:
+def _from_flag(values: list[str] | bool, name: str) -> object:
     kind, _ = _kind(name)
     if kind in (bool, list):
-        return words
-    if len(words) != 1:
-        raise ValueError(f"takes one value, found {len(words)}" + "".join(f" {w!r}" for w in words))
+        return values
+    if len(values) != 1:
+        raise ValueError(" ".join(["takes one value, found", str(len(values)), *map(repr, values)]))
     try:
-        return kind(words[0])
+        return kind(values[0])
     except ValueError:
-        raise ValueError(f"found {words[0]!r}") from None
+        raise ValueError(f"found {values[0]!r}") from None
 
 
 def _from_constant(value: object, name: str) -> object:
@@ -222,7 +222,7 @@ def _parser(constants: Mapping[str, object], with_help: bool) -> argparse.Argume
         description=constants["__doc__"],
         argument_default=argparse.SUPPRESS,
     )
-    # Else argparse takes `-1e-5` and `-inf` for flags, and not for values.
+    # Otherwise argparse takes `-1e-5` and `-inf` for flags, and not for values.
     parser._negative_number_matcher = re.compile(r"-(\d|\.\d|inf|nan).*")
     # The comment above a constant is its help, so that the two can't differ.
     source = Path(constants["__file__"]).read_text("utf-8") if with_help else ""
@@ -230,7 +230,7 @@ def _parser(constants: Mapping[str, object], with_help: bool) -> argparse.Argume
     helps = {name: " ".join(re.findall(r"# (.*)", comment)) for comment, name in comments}
     for name, field in ROWS.items():
         constant, (kind, _) = name.upper(), _kind(name)
-        values = f"[{field.metadata['words']}; now {constants[constant]}]"
+        values = f"[{field.metadata['description']}; now {constants[constant]}]"
         text = f"{helps.get(constant, '')} {values}".replace("%", "%%")
         if kind is bool:
             parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, help=text)

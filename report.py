@@ -115,7 +115,7 @@ def write_mistakes(path: Path, names: Sequence[str], rows: "Dataset", answers: A
 
 def answers_of(folder: Path, record: dict) -> tuple["Dataset", Answers]:
     """The validation rows of a run, and its model's answers; InputError if either has changed."""
-    import data
+    import data  # Here, because a comparison of runs needs neither.
     from outputs import classifier as classifiers
 
     settings = record["settings"]

@@ -135,7 +135,7 @@ def _json_lines(
 def _parquet_rows(
     path: Path, problems: list[Problem], columns: list[str] | None = None, show: bool = True
 ) -> Rows:
-    import pyarrow
+    import pyarrow  # Here, because --help must not wait for it.
     import pyarrow.parquet
 
     try:

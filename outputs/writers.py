@@ -81,7 +81,7 @@ def _jsonl(out: BinaryIO, columns: list[str], _: Path) -> Iterator[Write]:
 
 @contextlib.contextmanager
 def _parquet(out: BinaryIO, columns: list[str], source: Path) -> Iterator[Write]:
-    import pyarrow
+    import pyarrow  # Here, because --help must not wait for it.
     import pyarrow.parquet
 
     # Columns of other files may hold anything, so each value is written as text.

@@ -1,4 +1,7 @@
-"""How the processes of a run meet, check that they agree, report an error once, and part."""
+"""How the processes of a run meet, check that they agree, report an error once, and part.
+
+torch is imported inside functions, because a wrong flag is answered before its import.
+"""
 
 import contextlib
 import datetime

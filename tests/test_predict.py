@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from harness.checks import check_prediction_refused
 from harness.helpers import CSV, NEGATIVE, POSITIVE, ROOT, ROWS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -185,12 +186,7 @@ WRONG = [
 def test_a_wrong_command_line_is_refused_in_one_line_and_nothing_is_written(
     predicted, tmp_path, arguments, files, message
 ):
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    run = predicted(*arguments)
-    assert run.code == 2 and run.out == "" and len(run.errors) == 1, run.err
-    assert message in run.errors[0] and "Traceback" not in run.err
-    assert {path.name for path in tmp_path.iterdir()} == set(files)
+    check_prediction_refused(predicted, tmp_path, arguments, files, message)
 
 
 def test_an_output_that_is_a_link_stays_one_and_its_target_is_written(predicted, tmp_path):

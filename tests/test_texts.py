@@ -5,6 +5,7 @@ import os
 import threading
 
 import pytest
+from harness.checks import check_prediction_refused
 from harness.helpers import CSV
 
 from inputs import texts
@@ -54,12 +55,7 @@ UNUSABLE = [
 def test_a_file_that_cannot_be_used_is_refused_in_one_line_and_nothing_is_written(
     predicted, tmp_path, arguments, files, message
 ):
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    run = predicted(*arguments)
-    assert run.code == 2 and run.out == "" and len(run.errors) == 1, run.err
-    assert message in run.errors[0] and "Traceback" not in run.err
-    assert {path.name for path in tmp_path.iterdir()} == set(files)
+    check_prediction_refused(predicted, tmp_path, arguments, files, message)
 
 
 def test_every_row_that_cannot_be_used_is_named_up_to_a_limit(tmp_path):

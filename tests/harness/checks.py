@@ -1,6 +1,7 @@
 """What tests of input share: a command refused, a command done, a table written and read."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,22 @@ def check_refused(run: Run, output: Path, *messages: str) -> None:
     for message in messages:
         assert any(message in line for line in run.errors), f"{message!r} not in {run.errors}"
     assert not output.exists()
+
+
+def check_prediction_refused(
+    predicted: Callable[..., Run],
+    folder: Path,
+    arguments: list[str],
+    files: dict[str, str],
+    message: str,
+) -> None:
+    """predict.py refuses `arguments` with one line, in a folder of `files`, and writes nothing."""
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    run = predicted(*arguments)
+    assert run.code == 2 and run.out == "" and len(run.errors) == 1, run.err
+    assert message in run.errors[0] and "Traceback" not in run.err
+    assert {path.name for path in folder.iterdir()} == set(files)
 
 
 def check_done(run: Run, output: Path, epochs: int = 1) -> dict:

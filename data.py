@@ -250,13 +250,15 @@ def make_loader(
 
     With `fill_empty`, an empty share is NO_SENTENCE, because the others wait for its gradient.
     """
-    sizes = settings.micro_batch_size, *batches.limits(settings.device, tokens.max_length)
+    most_tokens, multiple = batches.limits(settings.device, tokens.max_length)
+    most_rows, padding = settings.micro_batch_size, tokens.pad_token_id
 
     def load_one(numbers: np.ndarray) -> Batch:
         own = numbers[batches.share_out(tokens.lengths[numbers], ranks.world_size())[ranks.rank()]]
         micro_batches = [NO_SENTENCE] if fill_empty else []
         if len(own):
-            micro_batches = batches.collate(tokens.__getitems__(own), tokens.pad_token_id, *sizes)
+            rows = tokens.__getitems__(own)
+            micro_batches = batches.collate(rows, padding, most_rows, most_tokens, multiple)
         return Batch(micro_batches, len(numbers), own)
 
     # One by one (batch_size=None), because the items of `order` are batches already.

@@ -59,14 +59,11 @@ def write_files(
     folder: Path, record: dict, history: Sequence[dict], rows: "Dataset", answers: Answers
 ) -> None:
     """Write the pictures, the mistakes and the model card of a run."""
-    from sklearn.metrics import confusion_matrix  # Takes a second to import.
-
     names = record["labels"]
     write_curves(folder / CURVES, record, history)
     picture = (folder / CURVES).read_bytes()  # The model card shows it.
     disk.write_whole(folder / run_folder.MODEL / CURVES, lambda file: file.write(picture))
-    ids = list(range(len(names)))
-    matrix = confusion_matrix(answers.labels, answers.predictions, labels=ids)
+    matrix = scores.confusion(answers.labels, answers.predictions, len(names))
     right, sentences = int(np.trace(matrix)), len(answers.labels)
     title = f"{right:,} of {sentences:,} validation sentences are right"
     plots.confusion(folder / CONFUSION, matrix, names, title)

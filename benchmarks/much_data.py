@@ -1,6 +1,6 @@
 """A data set larger than memory: how long until its first step, and how much memory it takes.
 
-python benchmarks/much_data.py            100 thousand sentences and 10 million, 15 minutes
+python benchmarks/much_data.py            100 thousand sentences and 10 million, 15 to 25 minutes
 python benchmarks/much_data.py --quick    100 thousand and a million, three minutes
 
 Random sentences of 8 to 33 words in a csv file, a tiny model, two processes by torchrun with one

@@ -128,7 +128,7 @@ def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:
     if tokenizer.pad_token_id is None:
         what = "its tokenizer has no padding token, so sentences cannot share a batch"
         raise _error(name, what)
-    tokenizer.init_kwargs.pop("local_files_only", None)  # Otherwise it is saved.
+    tokenizer.init_kwargs.pop("local_files_only", None)  # save_pretrained would write it.
     forget_padding(tokenizer)
     return tokenizer
 
@@ -205,8 +205,8 @@ def _check_lengths(
         detail = f"model_max_length {tokenizer.model_max_length!r} in tokenizer_config.json"
         raise _error(name, f"takes too few tokens ({detail}, positions {positions})")
     if max_length is not None and max_length > limit:
-        what = f"takes at most {limit} tokens (found {max_length})"
-        raise _error(name, what, "use a lower --max-length")
+        what = f"{name} takes at most {limit} tokens"
+        raise InputError(Problem(str(max_length), what, "use a lower length", "--max-length"))
     length = max_length or min(LONGEST_BY_DEFAULT, limit)
     vocabulary = model.config.vocab_size
     if len(tokenizer) > vocabulary:

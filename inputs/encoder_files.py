@@ -94,6 +94,6 @@ def _find_builtin() -> Path:
     with file.open("rb") as weights:
         digest = hashlib.file_digest(weights, "sha256").hexdigest()
     if digest != BUILTIN_SHA256:
-        what = f"SHA-256 mismatch in {file} (found {digest[:16]}…)"
+        what = f"SHA-256 mismatch in {file} ({BUILTIN_SHA256[:9]}… expected, {digest[:9]}… found)"
         raise InputError(Problem("builtin", what, "reinstall requirements.txt", "--model"))
     return folder

@@ -54,8 +54,8 @@ def make(record: dict) -> str:
     title = f"{_last(base_name)} on {_last(data_name)}"
     repository, _, config = data_name.partition(":")
 
-    def score(name: str, kind: str, title: str, split: str = "validation") -> EvalResult:
-        place = {"dataset_config": config or None, "dataset_split": split, "metric_name": title}
+    def score(name: str, kind: str, shown: str, split: str = "validation") -> EvalResult:
+        place = {"dataset_config": config or None, "dataset_split": split, "metric_name": shown}
         task = "text-classification"
         return EvalResult(task, repository, data_name, kind, result[name], **place)
 
@@ -68,7 +68,7 @@ def make(record: dict) -> str:
         license=LICENSE if settings["model"] in MODELS else "unknown",
         base_model=base,
         datasets=[repository] if data else None,
-        metrics=list(dict.fromkeys(score.metric_type for score in scores)),
+        metrics=list(dict.fromkeys(entry.metric_type for entry in scores)),
         library_name="transformers",
         pipeline_tag="text-classification",
         model_name=title,

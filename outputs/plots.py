@@ -89,12 +89,9 @@ def curves(
         middle.errorbar(steps, accuracies, ends, **look, label="accuracy, 95 % interval")
         if "eval_macro_f1" in evaluated[0]:
             (scores,) = _columns(evaluated, "eval_macro_f1")
-            over = {
-                "marker": "^",
-                "markersize": 4,
-                "zorder": 2.5,
-            }  # It may equal the accuracy.
-            middle.plot(steps, scores, color=GREEN, linestyle=":", **over, label="macro-F1")
+            # Small and in front, because it may equal the accuracy.
+            marks = {"marker": "^", "markersize": 4, "zorder": 2.5, "label": "macro-F1"}
+            middle.plot(steps, scores, color=GREEN, linestyle=":", **marks)
         for step, axes in itertools.product(steps, (top, middle, bottom)):
             axes.axvline(step, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
         if kept:

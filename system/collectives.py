@@ -55,6 +55,9 @@ def from_main(function: Callable[..., T], *arguments: object) -> T:
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """Raise an InputError, or an exit, of one process in all of them."""
+    if ranks.world_size() == 1:
+        yield
+        return
     problems: list[Problem] = []
     end: SystemExit | None = None
     with console.collect_problems(problems):

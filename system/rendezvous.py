@@ -105,7 +105,7 @@ def versions() -> dict[str, str]:
 
 def check_same(values: dict[str, object]) -> None:
     """Raise an InputError in all processes if one has other `values` than the main process."""
-    host, expected = collectives.from_main(lambda: (socket.gethostname(), values))
+    (host, expected), *_ = collectives.all_gather((socket.gethostname(), values))
     differing = []
     for name, value in expected.items():
         if values.get(name) != value:

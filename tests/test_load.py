@@ -23,7 +23,7 @@ def test_problems_of_device_data_and_model_are_reported_at_once(
     (tmp_path / "a.csv").write_text(CSV + "good,\n")
     flags = ["--model", tiny, "--data", "a.csv", "--device", "cuda", "--max-length", "65"]
     run = in_process(*flags, "--output-dir", "run")
-    bad = ["--device cuda: PyTorch finds no", "a.csv, line 42: no label", "takes at most 64 tokens"]
+    bad = ["--device cuda: PyTorch finds no", "a.csv, line 42: no label", "--max-length 65: "]
     check_refused(run, tmp_path / "run", *bad)
 
 

@@ -17,6 +17,8 @@ from training.program import read_settings
 FLAGS = {
     "unknown flag": (["--no-such-flag", "3"], ["--no-such-flag: unknown flag; --help lists"]),
     "unknown flag with a negative value": (["--bogus", "-5"], ["--bogus: unknown flag"]),
+    "a number too many": (["--bogus", "-5", "-6"], ["--bogus: unknown flag", "'-6': unexpected"]),
+    "a flag that begins as -inf": (["-info"], ["-info: unknown flag"]),
     "abbreviated flag": (["--epoch", "3"], ["--epoch: unknown flag; did you mean --epochs?"]),
     "epochs 0": (["--epochs", "0"], ["--epochs: found 0; it must be a whole number from 1 to"]),
     "epochs -1": (["--epochs", "-1"], ["--epochs: found -1"]),

@@ -33,7 +33,7 @@ def gather_answers(
     """The answers of all processes in the order of their rows.
 
     `rows` are the row numbers of this process's batches; `parts` has labels, predictions,
-    probabilities and losses of each micro-batch.
+    probabilities and losses of each micro-batch. At least one process has a row.
     """
     import torch
 
@@ -104,6 +104,13 @@ def calibration(answers: Answers) -> tuple[float, list[dict]]:
     return float(error), bins
 
 
+def confusion(labels: Sequence[int], predictions: Sequence[int], classes: int) -> np.ndarray:
+    """How often each label (a row) got each prediction (a column)."""
+    from sklearn.metrics import confusion_matrix
+
+    return confusion_matrix(labels, predictions, labels=list(range(classes)))
+
+
 def summary(accuracy: float, answers: Answers) -> dict[str, object]:
     """The entries of a result in run.json beside its scores."""
     ends = interval(accuracy, len(answers.labels))
@@ -125,7 +132,7 @@ def accuracy_line(result: dict, sentences: int) -> str:
 
 def report_lines(labels: Sequence[int], predictions: Sequence[int], names: Sequence[str]) -> str:
     """Accuracy, scikit-learn's scores of each class, and the confusion matrix, as text."""
-    from sklearn.metrics import classification_report, confusion_matrix
+    from sklearn.metrics import classification_report
 
     ids = sorted(set(labels))  # Other classes have nothing to find.
     right, total = sum(map(int.__eq__, labels, predictions)), len(labels)
@@ -133,7 +140,7 @@ def report_lines(labels: Sequence[int], predictions: Sequence[int], names: Seque
     report = classification_report(labels, predictions, digits=4, zero_division=0, **options)
     lines = [f"accuracy {right / total:.4f}: {right:,} of {total:,} are right", report]
     if len(names) <= MOST_CLASSES:
-        matrix = confusion_matrix(labels, predictions, labels=list(range(len(names))))
+        matrix = confusion(labels, predictions, len(names))
         width = max(len(str(matrix.max())), *map(len, names))
         lines.append("rows: what is right, columns: what was predicted")
         lines.append(" ".join(f"{name:>{width}}" for name in ["", *names]))

@@ -28,7 +28,8 @@ def _row(
 ) -> typing.Any:
     """One setting: its values in words and as a test, what it affects, and a check of names.
 
-    A run is not resumed with another value of what affects RESULT.
+    A run is not resumed with another value of what affects RESULT; one from before a setting
+    existed has None for it.
     """
     rule = {"description": description, "allowed": allowed, "affects": affects, "check": check}
     return dataclasses.field(metadata=rule)
@@ -131,12 +132,15 @@ def from_flags(
     flags, unknown = parser.parse_known_args([word for word in argv if word not in valued])
     remedy = "write it alone, or --no-…"
     problems += [Problem("", "takes no value", remedy, word) for word in valued]
-    for before, word in zip(["", *unknown], unknown, strict=False):
-        if word.startswith("-") and not parser._negative_number_matcher.match(word):
+    is_flag = False  # Whether the word before is an unknown flag, without its value.
+    for word in unknown:
+        is_value, is_flag = is_flag, False
+        if word.startswith("-") and not parser._negative_number_matcher.fullmatch(word):
+            is_flag = "=" not in word
             name = word.split("=")[0]
             remedy = _hint(name, parser._option_string_actions) or "--help lists the flags"
             problems.append(Problem("", "unknown flag", remedy, name))
-        elif not before.startswith("-") or "=" in before:  # Not the value of an unknown flag.
+        elif not is_value:
             what = "unexpected on the command line"
             problems.append(Problem(repr(word), what, "every setting is a flag"))
     return _checked(constants, vars(flags), _from_flag, flag, problems)
@@ -161,21 +165,21 @@ def from_keywords(
 
 def _checked(
     constants: Mapping[str, object],
-    explicit: Mapping[str, object],
+    explicit_values: Mapping[str, object],
     convert: Callable[[object, str], object],
     title: Callable[[str], str],
     problems: list[Problem],
 ) -> tuple[Values, set[str]]:
-    """The values that are right, and the names in `explicit`.
+    """The values that are right, and the names in `explicit_values`.
 
-    `convert` turns a given value into its setting's type; `title` is its name in messages.
+    `convert` turns an explicit value into its setting's type; `title` is its name in messages.
     """
     values = {}
     for name, field in ROWS.items():
-        is_given, rule = name in explicit, field.metadata
-        value = explicit[name] if is_given else constants[name.upper()]
+        is_explicit, rule = name in explicit_values, field.metadata
+        value = explicit_values[name] if is_explicit else constants[name.upper()]
         try:
-            value = convert(value, name) if is_given else _from_constant(value, name)
+            value = convert(value, name) if is_explicit else _from_constant(value, name)
             if value is not None and not rule["allowed"](value):
                 raise ValueError(f"found {value!r:.99}")
             rule["check"](value)
@@ -184,11 +188,11 @@ def _checked(
         except OSError as error:  # A name too long, a folder that may not be read.
             problems.append(Problem(str(value), error.strerror, flag=flag(name)))
         except (ValueError, OverflowError) as error:
-            where = title(name) if is_given else f"the constant {name.upper()}"
+            where = title(name) if is_explicit else f"the constant {name.upper()}"
             problems.append(Problem(where, str(error), f"it must be {rule['description']}"))
         else:
             values[name] = value
-    return values, set(explicit)
+    return values, set(explicit_values)
 
 
 def _from_flag(values: list[str] | bool, name: str) -> object:
@@ -196,7 +200,8 @@ def _from_flag(values: list[str] | bool, name: str) -> object:
     if kind in (bool, list):
         return values
     if len(values) != 1:
-        raise ValueError(" ".join(["takes one value, found", str(len(values)), *map(repr, values)]))
+        listed = " ".join([str(len(values)), *map(repr, values)])
+        raise ValueError(f"takes one value, found {listed}")
     try:
         return kind(values[0])
     except ValueError:
@@ -223,7 +228,7 @@ def _parser(constants: Mapping[str, object], with_help: bool) -> argparse.Argume
         argument_default=argparse.SUPPRESS,
     )
     # Otherwise argparse takes `-1e-5` and `-inf` for flags, and not for values.
-    parser._negative_number_matcher = re.compile(r"-(\d|\.\d|inf|nan).*")
+    parser._negative_number_matcher = re.compile(r"-(\d.*|\.\d.*|inf|nan)")
     # The comment above a constant is its help, so that the two can't differ.
     source = Path(constants["__file__"]).read_text("utf-8") if with_help else ""
     comments = re.findall(r"((?:^# .*\n)+)([A-Z_]+)\b.*=", source, re.MULTILINE)

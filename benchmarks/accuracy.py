@@ -27,6 +27,7 @@ from speed import spread, table
 from work import HERE, SST2
 
 from system.disk import replace_folder, write_json
+from training import settings as rules
 
 RESULTS, RUNS = HERE / "results" / "accuracy", HERE / "runs"
 RATES = HERE / "results" / "accuracy-rates.json"
@@ -48,8 +49,6 @@ RECIPES = {
     "two passes": {"epochs": 2},
     "built-in defaults": {"data": "builtin", "keep": "best"},
 }
-# Of a run's settings, those that say where it is, which of several it is, or what it logs.
-OF_A_RUN = ("seed", "output_dir", "resume", "checkpoint_minutes", "log_every", "tensorboard")
 
 
 # ---- The sentences ----
@@ -140,7 +139,11 @@ def train(name: str, seed: int) -> None:
     # At the usual rate: without evaluations, and whatever else this machine did meanwhile.
     rate = statistics.median(line["samples_per_second"] for line in lines if "loss" in line)
     sentences = record["settings"]["epochs"] * record["sentences"]["train"]
-    taken = {key: value for key, value in record["settings"].items() if key not in OF_A_RUN}
+    taken = {
+        key: value
+        for key, value in record["settings"].items()
+        if rules.affects(key) != rules.NOTHING and key != "seed"
+    }
     if taken["data"] == str(make_data()):
         taken["data"] = "SST-2"
     found = {
@@ -201,7 +204,8 @@ def judge(folder: Path, file: Path) -> dict[str, float]:
     labels, texts = read_rows(file)
     right = np.array(labels, int)  # A file's 0 and 1 come in the order of the built-in's names.
     classes, probabilities = classify.answer(classify.load(str(folder)), texts)
-    of_right = np.where(classes == right, probabilities, 1 - probabilities)  # Of two classes.
+    # SST-2 has two classes.
+    of_right = np.where(classes == right, probabilities, 1 - probabilities)
     losses = -np.log(of_right.clip(1e-7))
     return {
         "accuracy": float((classes == right).mean()),

@@ -61,7 +61,7 @@ def measure(name: str, model, rows, batch_size: int, steps: int, started: float)
         for hook in hooks:
             hook.remove()
     tokens = torch.cat(lengths).cpu().numpy()
-    # Of a process, Linux gives kilobytes.
+    # Linux gives kilobytes for a process.
     of_process = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak = torch.cuda.max_memory_allocated() if on_gpu else of_process
     useful = useful_flops(model.config, tokens)

@@ -39,7 +39,7 @@ class Table(NamedTuple):
     columns: list[str]
     rows: Callable[..., Rows]  # Takes problems and columns, as a reader of `inputs.files`.
     fingerprint: Callable[[], str]
-    problems: Sequence[Problem] = ()  # Those of its first rows.
+    problems: Sequence[Problem] = ()  # The problems of its first rows.
     names: Mapping[str, list[str]] = {}  # The Hub's labels of a column, in order.
 
 

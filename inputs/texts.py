@@ -26,7 +26,7 @@ class TextFile(NamedTuple):
     table: tables.Table
     text_columns: list[str]
     label_column: str | None
-    columns: list[str]  # Those to read.
+    columns: list[str]  # The columns to read.
     rows: int
     labels: set[str]
 
@@ -41,8 +41,7 @@ class TextFile(NamedTuple):
             if size >= limit or len(window) >= MOST_TEXTS:
                 yield window
                 window, size, limit = [], 0, min(2 * limit, LARGEST_WINDOW)
-        if problems:
-            raise InputError(*problems)  # The file was changed a moment ago.
+        raise_any(problems)  # The file was changed a moment ago.
         yield window
 
 

@@ -115,5 +115,9 @@ def _text(value: object) -> str | None:
     return str(value)  # A date, a decimal number.
 
 
-_tsv = functools.partial(_csv, dialect="excel-tab")
-WRITERS = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl, ".parquet": _parquet}
+WRITERS = {
+    ".csv": _csv,
+    ".tsv": functools.partial(_csv, dialect="excel-tab"),
+    ".jsonl": _jsonl,
+    ".parquet": _parquet,
+}

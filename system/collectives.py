@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from system import console, ranks
-from system.console import InputError, Problem
+from system.console import Problem
 
 if TYPE_CHECKING:
     import torch
@@ -71,8 +71,7 @@ def together() -> Iterator[None]:
         problems = problems + [problem._replace(host=host) for problem in new]
     if end:  # After --help, in the main process.
         raise end
-    if problems:
-        raise InputError(*dict.fromkeys(problems))
+    console.raise_any([*dict.fromkeys(problems)])
 
 
 @contextlib.contextmanager

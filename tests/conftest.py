@@ -125,7 +125,7 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory):
 
     folder = tmp_path_factory.mktemp("trained")
     (folder / "train.csv").write_text(CSV)
-    # Of these three it cannot get all right.
+    # It cannot get all of these three right.
     odd = "a fine film,negative\na dull film,positive\nwarm and funny,negative\n"
     (folder / "dev.csv").write_text(CSV + odd)
     how = {"epochs": 8, "batch_size": 8, "learning_rate": 1e-2, "log_every": 2}

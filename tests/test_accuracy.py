@@ -127,7 +127,7 @@ def test_a_run_is_counted_marked_kept_at_its_last_epoch_and_not_trained_or_put_t
     file.write_text(json.dumps(with_dev | {"dev": dev | {"accuracy": 0.125}}))
     assert run(tmp_path, "constant", "--seeds", "1", "--dev").returncode == 0
     assert json.loads(file.read_text())["dev"]["accuracy"] == 0.125
-    # Of a model that is not the record's nothing is said; nor is a mean of runs that are not alike.
+    # No result is printed for a model that is not the record's, and no mean of runs that differ.
     file.write_text(json.dumps(found | {"weights": "0" * 64}))
     other = run(tmp_path, "constant", "--seeds", "1", "--dev")
     assert other.returncode == 2 and "does not hold the model of" in other.stderr

@@ -39,7 +39,7 @@ def test_the_step_by_hand_runs_and_does_what_it_says(capsys, monkeypatch):
     assert [sentence for sentence, *_ in answers] == names["sentences"]
     assert len(seen["gradients"]) == 2
 
-    # What it says of the loss by hand, of zero_grad, and of train and eval.
+    # Its sentences on the loss by hand, on zero_grad, and on train and eval.
     model, batch, labels = names["model"], names["batch"], names["labels"]
     outputs = model(**batch, labels=labels)
     assert torch.equal(outputs.loss, cross_entropy(outputs.logits, labels))

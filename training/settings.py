@@ -150,7 +150,8 @@ def from_keywords(
     constants: Mapping[str, object], keywords: Mapping[str, object], problems: list[Problem]
 ) -> tuple[Values, set[str]]:
     """As `from_flags`, of keyword arguments."""
-    for word in (word for word in keywords if word not in ROWS):
+    known = {word: value for word, value in keywords.items() if word in ROWS}
+    for word in [word for word in keywords if word not in known]:
         remedy = _hint(word, ROWS) or "the settings are: " + ", ".join(ROWS)
         problems.append(Problem(word, "unknown setting", remedy))
 
@@ -159,7 +160,6 @@ def from_keywords(
             value = value.tolist()
         return _from_constant(str(value) if isinstance(value, Path) else value, name)
 
-    known = {word: value for word, value in keywords.items() if word in ROWS}
     return _checked(constants, known, convert, str, problems)
 
 

@@ -17,7 +17,7 @@ from system.randomness import generator
 
 datasets.disable_progress_bars()
 
-# In a process whose share of a batch is empty: torch ignores this label, so the loss is 0.
+# For a process whose share of a batch is empty: torch ignores the label -100, so the loss is 0.
 NO_SENTENCE = {
     "input_ids": torch.zeros(1, 1, dtype=torch.int64),
     "attention_mask": torch.ones(1, 1, dtype=torch.int64),
@@ -31,10 +31,10 @@ NO_SENTENCE = {
 class LabelledText(NamedTuple):
     """The splits of a data set and its classes."""
 
-    splits: dict[str, datasets.Dataset]  # train, validation, perhaps test, as of read_table.
-    labels: list[str]  # The names of the classes in the order of their ids.
-    ids: dict[str, int]  # The id of each label as the data writes it.
-    text_columns: list[str]  # One, or two of a pair.
+    splits: dict[str, datasets.Dataset]  # train, validation, perhaps test
+    labels: list[str]  # The names of the classes, by id.
+    ids: dict[str, int]  # The id of each label as written.
+    text_columns: list[str]  # One, or two for pairs.
     label_column: str
 
 
@@ -46,9 +46,9 @@ def load(
 ) -> LabelledText:
     """The checked splits of `name`; a tenth of train is held out if there is no validation split.
 
-    InputError with each problem in any of the splits. `seed` decides which rows are held out. The
-    name is `sst2`, `builtin`, a Hub data set (`id` or `id:config`), a file, or a folder; columns
-    that are None are found by their usual names.
+    The name is `sst2`, `builtin`, a Hub data set (`id` or `id:config`), a file, or a folder. A
+    column that is None is found by its usual names. `seed` decides which rows are held out.
+    The test split may have no labels, as in GLUE. InputError names the problems of all splits.
     """
     paths = files.find_files(name)
     opened: dict[str, tables.Table] = {}
@@ -56,14 +56,14 @@ def load(
     own_order: list[str] | None = None
     problems: list[Problem] = []
     for split, source in (paths or _hub_splits(name)).items():
-        labelled = split != "test"  # GLUE and others publish their test split without labels.
+        labelled = split != "test"
         with collect_problems(problems):
             if paths:
                 table = tables.open_file(source)
             else:
                 table = tables.open_hub_split(source, f"--data {name}, {split}")
             text, label = tables.find_columns(table, text_columns, label_column, labelled)
-            # All splits are read by the columns of train, even if they have others of usual names.
+            # Every split is read by the columns of train, even if it has other usual names.
             text_columns, label_column = text_columns or text, label_column or label
             own_order = own_order or table.names.get(label)
             opened[split] = table
@@ -79,7 +79,7 @@ def load(
 
 
 def _hub_splits(name: str) -> dict[str, datasets.Dataset]:
-    """The splits of a data set on the Hub, by our names for them."""
+    """The splits of a data set on the Hub, named train, validation and test."""
     published = hub.fetch_data(name)
     splits = {
         split: published[next(filter(published.__contains__, stems))]
@@ -87,31 +87,31 @@ def _hub_splits(name: str) -> dict[str, datasets.Dataset]:
         if not published.keys().isdisjoint(stems)
     }
     if "train" not in splits:
-        what = f"no train split; the splits are {', '.join(published)}"
-        raise InputError(Problem(name, what, flag="--data"))
+        message = f"no train split (found {', '.join(published)})"
+        raise InputError(Problem(name, message, "use another data set", "--data"))
     return splits
 
 
 def hold_out(
     splits: dict[str, datasets.Dataset], ids: dict[str, int], seed: int
 ) -> dict[str, datasets.Dataset]:
-    """A tenth of the training rows as validation, of each class alike; a class of one row stays."""
+    """Hold out a tenth of each class as validation; a class of one row stays in training."""
     train = splits["train"]
     chunks = train.data["label"].chunks
     classes = np.concatenate([[ids[label] for label in chunk.to_pylist()] for chunk in chunks])
     rows_of_class = np.bincount(classes)
     order = np.lexsort((generator(seed, "hold out").random(len(train)), classes))
     order = order[rows_of_class[classes[order]] > 1]
-    # Every tenth row in the order of classes: a tenth of each, and never all of one.
+    # Every tenth row in the order of classes takes a tenth of each class, and never a whole class.
     held = np.zeros(len(train), dtype=bool)
     held[order[::10]] = True
     kept = {"train": np.flatnonzero(~held), "validation": np.flatnonzero(held)}
-    say(f"no validation data: {held.sum():,} of {len(train):,} sentences are held out for it")
+    say(f"no validation split: held out {held.sum():,} of {len(train):,} training sentences")
     return splits | {split: train.select(rows) for split, rows in kept.items()}
 
 
 def subset(split: datasets.Dataset, size: int, seed: int) -> datasets.Dataset:
-    """At most `size` random rows, in their old order."""
+    """At most `size` random rows, in their original order."""
     chosen = generator(seed, "subset").permutation(len(split))[:size]
     return split.select(np.sort(chosen))
 
@@ -147,12 +147,12 @@ class TokenizedText(torch.utils.data.Dataset):
         return self.rows[index]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, list[int] | int]]:
-        columns = self.rows[indices]  # One look-up instead of 32.
+        columns = self.rows[indices]
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def balanced_weights(counts: np.ndarray) -> torch.Tensor:
-    """The weight of a sentence of each class if all classes count the same; the mean is 1."""
+    """The weight of a sentence of each class, so that all classes count the same; the mean is 1."""
     weights = counts.sum() / counts.clip(min=1) / np.count_nonzero(counts)
     return torch.tensor(weights, dtype=torch.float32)
 
@@ -160,16 +160,13 @@ def balanced_weights(counts: np.ndarray) -> torch.Tensor:
 def tokenize(
     text: LabelledText, tokenizer: transformers.PreTrainedTokenizerFast, max_length: int
 ) -> dict[str, TokenizedText]:
-    """Every split as at most `max_length` token ids a row; done once, kept in datasets' cache."""
+    """Every split as at most `max_length` token ids a row; computed once and kept in the cache."""
     with collectives.local_main_first():
         return {split: tokenize_split(text, split, tokenizer, max_length) for split in text.splits}
 
 
 def tokenize_split(
-    text: LabelledText,
-    name: str,
-    tokenizer: transformers.PreTrainedTokenizerFast,
-    max_length: int,
+    text: LabelledText, name: str, tokenizer: transformers.PreTrainedTokenizerFast, max_length: int
 ) -> TokenizedText:
     """The split `name` as at most `max_length` token ids a row."""
     split, ids = text.splits[name], text.ids
@@ -188,7 +185,7 @@ def tokenize_split(
             "was_cut": [bool(encoding.overflowing) for encoding in encoded.encodings],
         }
 
-    # The cache's key is made here, because a tokenizer's state, and its hash, change with its use.
+    # The cache key is computed here, because a tokenizer's own hash changes with its use.
     encoder.forget_padding(tokenizer)
     state = (tokenizer.backend_tokenizer.to_str(), tokenizer.truncation_side, max_length)
     content = (split._fingerprint, state, sorted(columns), ids, "tokens 2")
@@ -204,7 +201,7 @@ def tokenize_split(
         )
     cut = sum(chunk.true_count for chunk in rows.data["was_cut"].chunks)
     if cut:
-        say(f"{cut:,} of {len(rows):,} {name} sentences were cut to {max_length} tokens")
+        say(f"{name}: truncated {cut:,} of {len(rows):,} sentences to {max_length} tokens")
     rows = rows.remove_columns("was_cut")
     return TokenizedText(rows, tokenizer.pad_token_id, max_length, len(text.labels))
 
@@ -222,17 +219,17 @@ class Batching(Protocol):
 
 
 class Batch(NamedTuple):
-    """One batch, with the sentences of it that this process takes."""
+    """One batch: the share of this process, and the number of `sentences` in all processes."""
 
-    micro_batches: list[dict[str, torch.Tensor]]  # This process's, as of `batches.collate`.
-    sentences: int  # The number of those of all processes together.
-    rows: np.ndarray  # The row numbers of this process's.
+    micro_batches: list[dict[str, torch.Tensor]]  # As returned by `batches.collate`.
+    sentences: int
+    rows: np.ndarray  # Row numbers.
 
 
 def training_loader(
     tokens: TokenizedText, settings: Batching, epoch: int, skip: int = 0
 ) -> DataLoader[Batch]:
-    """The batches of an epoch, in random order; the first `skip` of them are not even read."""
+    """The batches of an epoch, in random order; the first `skip` batches are not read."""
     order = batches.epoch_batches(tokens.lengths, settings.batch_size, settings.seed, epoch)
     return make_loader(tokens, order[skip:], settings, fill_empty=True)
 
@@ -248,19 +245,19 @@ def make_loader(
 ) -> DataLoader[Batch]:
     """This process's share of each batch in `order`, which holds row numbers, as padded tensors.
 
-    With `fill_empty`, an empty share is NO_SENTENCE, because the others wait for its gradient.
+    With `fill_empty`, an empty share is NO_SENTENCE: the other processes wait for its gradient.
     """
-    most_tokens, multiple = batches.limits(settings.device, tokens.max_length)
-    most_rows, padding = settings.micro_batch_size, tokens.pad_token_id
+    max_tokens, multiple = batches.limits(settings.device, tokens.max_length)
+    max_rows, padding = settings.micro_batch_size, tokens.pad_token_id
 
     def load_one(numbers: np.ndarray) -> Batch:
         own = numbers[batches.share_out(tokens.lengths[numbers], ranks.world_size())[ranks.rank()]]
         micro_batches = [NO_SENTENCE] if fill_empty else []
         if len(own):
             rows = tokens.__getitems__(own)
-            micro_batches = batches.collate(rows, padding, most_rows, most_tokens, multiple)
+            micro_batches = batches.collate(rows, padding, max_rows, max_tokens, multiple)
         return Batch(micro_batches, len(numbers), own)
 
-    # One by one (batch_size=None), because the items of `order` are batches already.
+    # batch_size is None, because each item of `order` already is a batch.
     pinned = settings.device == "cuda"
     return DataLoader(order, batch_size=None, collate_fn=load_one, pin_memory=pinned)

@@ -2,74 +2,73 @@
 
 python finetune.py --epochs 3                         DistilBERT on SST-2, from the Hub
 python finetune.py --data reviews.csv                 your own table of texts and labels
-python finetune.py --model builtin --data builtin     no network: what requirements.txt installs
+python finetune.py --model builtin --data builtin     offline: requirements.txt installs both
 python finetune.py … --output-dir runs/a --resume     start a run, or continue the one in runs/a
 torchrun --nproc-per-node 8 finetune.py …             the same run on eight GPUs or CPU cores
 
-One pass (--epochs 1) of the built-in encoder over SST-2 reaches 88.95 ± 0.74 % (6 seeds, held-out
-sentences) in about 7 minutes on 2 CPU cores. DistilBERT has not been measured yet.
+The built-in encoder reaches 88.95 ± 0.74 % accuracy on SST-2 after one epoch (6 seeds, held-out
+sentences). The epoch takes about 7 minutes on 2 CPU cores. DistilBERT has not been measured yet.
 """
 
 from training import program
 
 # ---- Settings: every constant is also a flag (BATCH_SIZE is --batch-size). ----
 
-# Hub id or folder of an encoder; `builtin` is the one that requirements.txt installs.
+# An encoder: its Hub id, its folder, or `builtin` (installed by requirements.txt).
 MODEL = "distilbert/distilbert-base-uncased"
 # `sst2`, `builtin`, a Hub data set (`id` or `id:config`), a file, or a folder with a train file.
 DATA = "sst2"
 # One column of text, or two for sentence pairs. None: look for a usual name, such as `sentence`.
 TEXT_COLUMN = None
-# None: look for a usual name, such as `label`.
+# The column of labels. None: look for a usual name, such as `label`.
 LABEL_COLUMN = None
 # Passes over the training data. BERT's authors advise two to four.
 EPOCHS = 3
 # Sentences per optimizer step, over all devices. BERT's authors advise 16 or 32.
 BATCH_SIZE = 32
-# Sentences on one device at a time; fewer need less memory. None: the whole batch, or on a CPU
-# about 1024 tokens, beyond which it gets no faster.
+# Sentences on one device at a time; fewer sentences need less memory. None: the whole batch, or on
+# a CPU about 1024 tokens, because more tokens are no faster.
 MICRO_BATCH_SIZE = None
-# Tokens per sentence; the rest is cut off. None: 512, or the model's own limit if that is lower.
+# Tokens per sentence; longer sentences are cut. None: 512, or the model's limit if it is lower.
 MAX_LENGTH = None
-# Train on this many randomly chosen sentences, for a quick look. None: on all of them.
+# Train on this many random sentences, for a quick look. None: all sentences.
 MAX_TRAIN_SAMPLES = None
-# All random numbers of a run derive from it. Try several before believing a small difference.
+# The source of all random numbers. Compare several seeds before you trust a small difference.
 SEED = 42
-# The peak, reached after warm-up. None: 3e-5, which suits DistilBERT, or 1e-4 for `builtin`.
+# The peak, reached after warm-up. None: 1e-4 for `builtin`, else 3e-5, which suits DistilBERT.
 LEARNING_RATE = None
-# Fraction of all steps over which the learning rate rises from 0, as AdamW's averages are poor at
-# first; then it falls linearly to 0. BERT and RoBERTa used 6 to 10 %.
+# The fraction of steps in which the learning rate rises from 0; then it falls linearly to 0.
+# AdamW's averages are poor at first, so the first steps are small. BERT and RoBERTa used 6 to 10 %.
 WARMUP = 0.06
-# Applied to weight matrices only, not to biases and layer norms. BERT's value.
+# Applied to weight matrices only, not to biases and layer norms. 0.01 is BERT's value.
 WEIGHT_DECAY = 0.01
-# Longer gradients are scaled down to this norm, so that one odd batch cannot ruin the weights.
-# 0: never.
+# Clip gradients to this norm, so that one odd batch cannot ruin the weights. 0: no clipping.
 MAX_GRAD_NORM = 1.0
-# Keep the word embeddings as pretrained: 6 % faster on a CPU, with different results.
+# Do not train the word embeddings: 6 % faster on a CPU, with different results.
 FREEZE_EMBEDDINGS = False
-# `balanced`: weight the loss so that every class counts the same. None: every sentence does.
+# `balanced`: all classes have equal weight in the loss. None: all sentences have equal weight.
 CLASS_WEIGHTS = None
-# Which epoch to keep: `best` by validation accuracy (ties: the earlier), `macro_f1`, or `last`.
+# The epoch to keep: `best` validation accuracy, best `macro_f1` or `last`. Ties: the earlier epoch.
 KEEP = "best"
-# auto: the first available of cuda, mps, cpu.
+# auto: the first of cuda, mps and cpu that is available.
 DEVICE = "auto"
-# fp32, or bf16 (faster where supported; weights stay fp32). auto: bf16 on a GPU that has it.
+# bf16 is faster on hardware that supports it; weights stay fp32. auto: bf16 on such a GPU, or fp32.
 PRECISION = "auto"
-# torch.compile: minutes at the start, then faster steps on a GPU.
+# torch.compile takes minutes at the start; then steps on a GPU are faster.
 COMPILE = False
 # Steps between two lines of metrics.jsonl. Each line makes the GPU wait for Python once.
 LOG_EVERY = 20
-# Also log for TensorBoard, if it is installed: `tensorboard --logdir runs`.
+# Also log for TensorBoard, which must be installed; `tensorboard --logdir runs` shows the log.
 TENSORBOARD = False
 # At most this many minutes of training are lost if the machine dies.
 CHECKPOINT_MINUTES = 10
 # The folder of the run. None: a new folder runs/<date>-<time>.
 OUTPUT_DIR = None
-# Continue the run in OUTPUT_DIR, or start it there: it is always safe to repeat the same command.
+# Continue the run in OUTPUT_DIR, or start it there. Repeating the same command is always safe.
 RESUME = False
 
 if __name__ == "__main__":
-    # Before the slow imports below, so that --help and a typo are answered at once.
+    # Read flags before the slow imports below, so that --help and a typo are answered at once.
     chosen = program.start(globals())
 
 import itertools
@@ -98,8 +97,8 @@ from training.settings import Settings
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
-    """AdamW that decays weight matrices, and leaves biases and layer norms alone."""
-    # Dimensions tell, not names: a norm is sa_layer_norm in DistilBERT, LayerNorm in BERT.
+    """AdamW with weight decay for matrices, and without it for biases and layer norms."""
+    # Dimensions decide, because names differ: sa_layer_norm in DistilBERT, LayerNorm in BERT.
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [
@@ -124,15 +123,16 @@ def training_step(
     settings: Settings,
     class_weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One optimizer step. Returns mean loss and gradient norm, both still on the device."""
+    """Take an optimizer step; return mean loss and gradient norm, both still on the device."""
     loss = torch.zeros((), device=model.device)
-    optimizer.zero_grad()  # Otherwise backward() adds to the old gradients.
+    # backward() would add to the gradients of the last step.
+    optimizer.zero_grad()
     for micro_batch in batch.micro_batches:
         is_last = micro_batch is batch.micro_batches[-1]
         with collectives.no_sync(model, enabled=not is_last):
             logits, labels = forward(model, micro_batch, settings.precision)
-            # Sum over sentences, divided by the sentences of the whole batch: micro-batches of any
-            # size, on any number of processes, add up to exactly the batch's mean loss.
+            # Sums are divided by the sentences of the whole batch. The micro-batches of all
+            # processes then add up to exactly the batch's mean loss.
             losses = F.cross_entropy(logits, labels, class_weights, reduction="sum")
             part = losses / batch.sentences
             # DistributedDataParallel averages gradients over processes; we want their sum.
@@ -152,7 +152,7 @@ def training_step(
 def evaluate(
     model: nn.Module, batches: Iterable[Batch], settings: Settings
 ) -> tuple[dict[str, float], Answers]:
-    """Accuracy and macro-F1, and the answer to every sentence in the order of the data's rows."""
+    """Accuracy and macro-F1, and the answer to each sentence in the order of the data's rows."""
     model.eval()
     rows, parts = [], []
     for batch in batches:
@@ -162,10 +162,10 @@ def evaluate(
             losses = F.cross_entropy(logits, labels, reduction="none")
             probabilities = logits.softmax(dim=-1).amax(dim=-1)
             parts.append((labels, logits.argmax(dim=-1), probabilities, losses))
-    answers = gather_answers(rows, parts)  # From all processes.
+    answers = gather_answers(rows, parts)
     metric = load_accuracy()
     metric.add_batch(predictions=answers.predictions, references=answers.labels)
-    # Each entry is logged as eval_…, and those of the kept epoch are the result in run.json.
+    # Each metric is logged as eval_…; the metrics of the kept epoch are the result in run.json.
     metrics = metric.compute()
     metrics["macro_f1"] = macro_f1(answers.labels, answers.predictions)
     return metrics, answers
@@ -181,11 +181,11 @@ def train(
     splits: dict[str, TokenizedText],
     settings: Settings,
 ) -> None:
-    """Every epoch that `run` has left: its steps, then its evaluation; the best one is kept."""
+    """Train and evaluate each epoch that `run` has left; `run` keeps the best epoch."""
     replica = collectives.data_parallel(model)
     class_weights = splits["train"].class_weights(settings.class_weights, settings.device)
     validation = data.evaluation_loader(splits["validation"], settings)
-    # The longest sentences first: if memory is short, it shows now and not after an hour.
+    # Try the longest sentences first: if memory is too small, the run fails now, not in an hour.
     evaluate(model, itertools.islice(validation, 2), settings)
     for epoch in range(run.epoch, settings.epochs):
         replica.train()
@@ -204,52 +204,55 @@ def train(
 
 
 def main(settings: Settings) -> Path:
-    """One run, from the names of a model and a data set to a folder with the best epoch's model."""
-    loaded = load(settings)  # Reports every problem with settings, data and model at once.
+    """Load, train, evaluate and report; return the folder of the run, with the kept model."""
+    loaded = load(settings)
     settings, model, tokenizer = loaded.settings, loaded.model, loaded.tokenizer
-    with Run.open(loaded) as run:  # A new run, or the one to continue.
+    with Run.open(loaded) as run:
         splits = data.tokenize(loaded.text, tokenizer, settings.max_length)
         if settings.freeze_embeddings:
             model.get_input_embeddings().requires_grad_(False)
         speed.prepare(model, settings.device, settings.precision, settings.compile)
         optimizer = make_optimizer(model, settings)
-        # Takes up the last checkpoint, if there is one. Inside, Ctrl-C and SIGTERM end the run
+        # training() restores the last checkpoint, if any. Inside, Ctrl-C and SIGTERM end the run
         # after the current step, with a checkpoint.
         with run.training(model, tokenizer, optimizer):
             train(run, model, optimizer, splits, settings)
         run.restore_best(model)
         answers, test_metrics = run.best_answers, None
-        if answers is None:  # An earlier process evaluated the best epoch.
+        # A resumed run lacks the answers if an earlier process evaluated the best epoch.
+        if answers is None:
             loader = data.evaluation_loader(splits["validation"], settings)
             _, answers = evaluate(model, run.watch(loader, "evaluating"), settings)
-        if "test" in splits:  # Once, and only here.
+        # The test split is used once and only here, so that no choice can depend on it.
+        if "test" in splits:
             loader = data.evaluation_loader(splits["test"], settings)
             test_metrics, _ = evaluate(model, run.watch(loader, "testing"), settings)
         run.add_result(answers, test_metrics)
         report.write(run, loaded.text.splits["validation"], answers)
-        run.finish()  # Last: run.json gets its result, and the checkpoint is removed.
+        # finish() comes last, because it writes the result to run.json and removes the checkpoint.
+        run.finish()
     return run.folder
 
 
 class Result(NamedTuple):
-    """The result of a run."""
+    """The `result` of run.json, the folders, and the kept model on the CPU, ready for inference."""
 
-    metrics: dict[str, float]  # The `result` of run.json.
+    metrics: dict[str, float]
     folder: Path
     model_folder: Path
-    model: PreTrainedModel  # The kept epoch, on the CPU, ready for inference.
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
 
 
 def finetune(**settings: object) -> Result:
-    """One run from Python: `finetune(data="reviews.csv", epochs=2)`.
+    """Run from Python, for example `finetune(data="reviews.csv", epochs=2)`.
 
     Args:
         settings: any of the constants above, in lower case.
     Raises:
-        InputError: one line for each problem with the settings, the data or the model.
+        InputError: settings, data or model are wrong; the error has a line for each problem.
         RunError: the run could not continue.
-        KeyboardInterrupt: it was interrupted; `output_dir` and `resume=True` continue it.
+        KeyboardInterrupt: a signal stopped the run; `output_dir` and `resume=True` continue it.
     """
     folder = program.call(main, globals(), settings)
     metrics, kept = load_result(folder)

@@ -1,4 +1,4 @@
-"""Label texts with the model of a run.
+"""Predict the labels of texts with a trained model.
 
 python predict.py runs/first "a fine film" "a dull one"    texts
 python predict.py runs/first < reviews.txt                 one text a line
@@ -6,8 +6,8 @@ python predict.py runs/first reviews.csv --output new.csv  a csv, tsv, jsonl or 
 python predict.py runs/first test.tsv --glue --output SST-2.tsv
                                                            a file for the GLUE benchmark's server
 
-On standard output one line a text, in their order: its label, a tab, and the probability. If a file
-has labels too, standard error says how well they agree. A tab separates the two texts of a pair.
+Standard output gets a line for each text: label, tab, probability. If the file has labels, standard
+error gets the scores. A model trained on pairs takes two texts with a tab between them.
 """
 
 from system import console
@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from inputs import labels, tables, texts
 from inputs.files import READERS
-from inputs.texts import MOST_TEXTS, TextFile
+from inputs.texts import MAX_TEXTS, TextFile
 from outputs import writers
 from outputs.writers import Answer
 from system import disk
@@ -39,38 +39,39 @@ from system.console import InputError, Problem, collect_problems, progress, rais
 if TYPE_CHECKING:
     from outputs.classifier import Classifier
 
-Text = Sequence[str | None]  # One, or two of a pair.
+Text = Sequence[str | None]  # shape (1,), or (2,) for a pair
 
 
-# ---- Answers ----
+# ---- Predictions ----
 
 
 def answers(classifier: "Classifier", batch: Sequence[Text], bar: tqdm) -> list[Answer]:
-    """The answer to each text, in their order; None for a blank one."""
+    """The prediction for each text, in order; None for a blank text."""
     from outputs import classifier as classifiers
 
     filled = [number for number, text in enumerate(batch) if not any(map(tables.is_blank, text))]
     results: list[Answer] = [None] * len(batch)
-    for start in range(0, len(filled), MOST_TEXTS):
-        part = filled[start : start + MOST_TEXTS]
+    for start in range(0, len(filled), MAX_TEXTS):
+        part = filled[start : start + MAX_TEXTS]
         columns = zip(*(batch[number] for number in part), strict=True)
         classes, probabilities = classifiers.answer(classifier, *columns, on_batch=bar.update)
-        for number, *best in zip(part, classes.tolist(), probabilities.tolist(), strict=True):
-            results[number] = tuple(best)
+        for number, *answer in zip(part, classes.tolist(), probabilities.tolist(), strict=True):
+            results[number] = tuple(answer)
     bar.update(len(batch) - len(filled))
     return results
 
 
 def show(results: Sequence[Answer], names: Sequence[str]) -> None:
-    """Print a line for each answer: the label, a tab, and the probability; empty for None."""
-    names = [" ".join(name.split()) for name in names]  # A name may hold anything.
-    lines = [f"{names[best[0]]}\t{best[1]:.4f}" if best else "" for best in results]
+    """Print a line for each prediction: label, tab, probability; an empty line for None."""
+    # A class name may contain tabs and newlines.
+    names = [" ".join(name.split()) for name in names]
+    lines = [f"{names[answer[0]]}\t{answer[1]:.4f}" if answer else "" for answer in results]
     if lines:
         result("\n".join(lines))
 
 
 def label_lines(classifier: "Classifier", parts: Iterable[list[str]], unit: str) -> None:
-    """Print the answer to each line, one part after the other."""
+    """Print the prediction for each line, part by part."""
     number = 1
     takes_pairs = len(_trained_columns(classifier)["text_column"]) == 2
     with progress(None, "texts", "predicting") as bar:
@@ -82,43 +83,44 @@ def label_lines(classifier: "Classifier", parts: Iterable[list[str]], unit: str)
             show(answers(classifier, batch, bar), classifier.labels)
             number += len(batch)
             if len(batch) < len(lines):
-                what = "the model was trained on pairs of texts"
-                remedy = "give two, with one tab between them"
-                raise InputError(Problem(f"{unit} {number}", what, remedy))
+                message = "expected two texts, because the model was trained on pairs"
+                remedy = "separate them with one tab"
+                raise InputError(Problem(f"{unit} {number}", message, remedy))
 
 
 def label_file(classifier: "Classifier", file: TextFile, output: Path | None, glue: bool) -> None:
-    """Print the answer to each row of a file, or write them with the rows; then the scores."""
+    """Print or write the prediction for each row of a file, then print the scores."""
     ids, names = labels.ids_of(file.labels, classifier.labels), classifier.labels
-    references, predictions = array.array("i"), array.array("i")  # Four bytes each.
+    references, predictions = array.array("i"), array.array("i")  # 4 bytes each
 
     def windows(bar: tqdm) -> Iterator[tuple[list[dict], list[Answer]]]:
         for rows in file.windows():
             batch = [[row.get(column) for column in file.text_columns] for row in rows]
             results = answers(classifier, batch, bar)
-            for row, best in zip(rows, results, strict=True):
+            for row, answer in zip(rows, results, strict=True):
                 with contextlib.suppress(TypeError, KeyError):
-                    if best and ids:
+                    if answer and ids:
                         references.append(ids[tables.label_name(row.get(file.label_column))])
-                        predictions.append(best[0])
+                        predictions.append(answer[0])
             yield rows, results
 
     with progress(file.rows, "texts", "predicting") as bar:
         rows = windows(bar)
         if output:
-            ending, target = output.suffix.lower(), output.resolve()  # Not the link itself.
+            # A symbolic link is kept, and its target is written.
+            ending, target = output.suffix.lower(), output.resolve()
             table = ending, file.path, file.columns, names, rows
             fill = (lambda out: writers.write_glue(out, rows)) if glue else None
             disk.write_whole(target, fill or (lambda out: writers.write_table(out, *table)))
         elif glue:
             writers.write_glue(sys.stdout.buffer, rows)
         else:
-            for _, answered in rows:
-                show(answered, names)
+            for _, results in rows:
+                show(results, names)
     if unknown := file.labels != {"-1"} and sorted(file.labels - ids.keys()):
-        shown = ", ".join(map(repr, unknown[:5]))
-        where = f"{file.path}: rows whose label in {file.label_column!r} the model does not know"
-        say(f"{where} are not compared: {shown}")
+        listed = ", ".join(map(repr, unknown[:5]))
+        where = f"{file.path}, column {file.label_column!r}"
+        say(f"{where}: labels unknown to the model (found {listed}); their rows get no score")
     if references:
         from training import scores
 
@@ -126,7 +128,7 @@ def label_file(classifier: "Classifier", file: TextFile, output: Path | None, gl
 
 
 def _trained_columns(classifier: "Classifier | None") -> dict[str, list[str]]:
-    """The columns on which a model was trained, by setting; empty if its run.json is not there."""
+    """The columns of the training data, by setting; empty if the model has no run.json."""
     settings = classifier.record["settings"] if classifier and classifier.record else {}
     columns = {name: settings.get(name) or [] for name in ("text_column", "label_column")}
     return {name: [c] if isinstance(c, str) else c for name, c in columns.items()}
@@ -136,108 +138,114 @@ def _trained_columns(classifier: "Classifier | None") -> dict[str, list[str]]:
 
 
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments, checked by a look at names; InputError with everything that is wrong."""
+    """Parse and check the arguments; InputError has every problem."""
     parser = console.Parser(prog="predict.py", description=__doc__)
     endings, add = ", ".join(READERS), parser.add_argument
     add("run", metavar="RUN", nargs="?", help="folder of a run or a model, or a Hub id")
-    add("texts", metavar="TEXT", nargs="*", help="texts, or a file; none: standard input")
+    add("texts", metavar="TEXT", nargs="*", help="texts or one file; default: standard input")
     outputs = ", ".join(writers.WRITERS)
-    add("--output", type=Path, help=f"write the file's rows and answers: {outputs}")
-    add("--glue", action="store_true", help="write a file for GLUE's server")
-    add("--text-column", nargs="+", help="one column, or two of a pair; else as in training")
-    add("--label-column", help="else as in training")
-    chosen = parser.parse_intermixed_args(argv)
-    arguments, columns = chosen.texts, chosen.text_column or []
+    add("--output", type=Path, help=f"file for the rows and their predictions: {outputs}")
+    add("--glue", action="store_true", help="write the format of GLUE's server")
+    add("--text-column", nargs="+", help="one column, or two for pairs; default: as in training")
+    add("--label-column", help="column of labels for the scores; default: as in training")
+    options = parser.parse_intermixed_args(argv)
+    arguments, columns = options.texts, options.text_column or []
+    # `--text-column a file.csv` takes the file for a second column.
     if not arguments and len(columns) > 1 and _is_file(columns[-1]):
-        arguments.append(columns.pop())  # `--text-column a file.csv`
-    named = [word for word in arguments if _is_file(word)]
-    chosen.file = Path(named[0]) if named and len(arguments) == 1 else None
+        arguments.append(columns.pop())
+    file_names = [word for word in arguments if _is_file(word)]
+    options.file = Path(file_names[0]) if file_names and len(arguments) == 1 else None
     problems: list[Problem] = []
-    if not chosen.run:
-        problems.append(Problem("RUN", "name the folder of a run or a model first"))
-    if named and len(arguments) > 1:
-        problems.append(Problem(named[0], "one file at a time, and no texts beside it"))
-    elif chosen.file and not chosen.file.is_file():
-        problems.append(Problem(named[0], "no such file"))
-    elif chosen.file and chosen.file.suffix.lower() not in READERS:
-        remedy = f"with one text a line, give it as standard input, `< {named[0]}`"
-        problems.append(Problem(named[0], f"the ending is unknown; known: {endings}", remedy))
+    if not options.run:
+        problems.append(Problem("RUN", "missing", "name the folder of a run or a model"))
+    if file_names and len(arguments) > 1:
+        message = f"expected one file and no texts (found {len(arguments)} arguments)"
+        problems.append(Problem(file_names[0], message, "choose one file"))
+    elif options.file and not options.file.is_file():
+        problems.append(Problem(file_names[0], "no such file"))
+    elif options.file and options.file.suffix.lower() not in READERS:
+        message = f"unknown ending {options.file.suffix!r}"
+        remedy = f"use one of {endings}, or `< {file_names[0]}` for one text a line"
+        problems.append(Problem(file_names[0], message, remedy))
     for name in ("output", "glue", "text_column", "label_column"):
-        if getattr(chosen, name) and not named:
+        if getattr(options, name) and not file_names:
             flag = f"--{name.replace('_', '-')}"
-            problems.append(Problem("", "is for a file of texts", "name one", flag))
+            problems.append(Problem("", "needs a file of texts", "name a file", flag))
     if len(columns) > 2:
-        remedy = "one or two columns are meant"
-        problems.append(Problem("", f"found {columns}", remedy, "--text-column"))
-    problems += _output_problems(chosen)
-    if any(map(tables.HALF_CHARACTER.search, arguments)):
-        problems.append(Problem("a text on the command line", "not UTF-8", "give it as UTF-8"))
+        message = f"must be one or two columns (found {', '.join(columns)})"
+        problems.append(Problem("", message, flag="--text-column"))
+    problems += _output_problems(options)
+    if any(map(tables.LONE_SURROGATE.search, arguments)):
+        problems.append(Problem("text on the command line", "not UTF-8", "encode it as UTF-8"))
     raise_any(problems)
-    return chosen
+    return options
 
 
 def _is_file(word: str) -> bool:
-    """Whether a word means a file: there is one, or it looks like the name of one."""
+    """True if a file `word` exists, or if `word` looks like the name of a table."""
     try:
         is_there = Path(word).is_file()
-    except (OSError, ValueError):  # Too long for a name, or with a NUL.
+    # A text can be too long for a file name, or contain a NUL.
+    except (OSError, ValueError):
         return False
     return is_there or (Path(word).suffix.lower() in READERS and " " not in word)
 
 
-def _output_problems(chosen: argparse.Namespace) -> Iterator[Problem]:
-    output, file = chosen.output, chosen.file
+def _output_problems(options: argparse.Namespace) -> Iterator[Problem]:
+    output, file = options.output, options.file
     if not output:
         return
-    endings, what, remedy = [".tsv"] if chosen.glue else list(writers.WRITERS), "", ""
+    endings, message, remedy = [".tsv"] if options.glue else list(writers.WRITERS), "", ""
     try:
         if output.suffix.lower() not in endings:
-            what = f"it must end with {' or '.join(endings)}"
+            message = f"must end with {' or '.join(endings)}"
         elif not output.parent.is_dir():
-            what = f"there is no folder {output.parent}"
+            message, remedy = f"no such folder {output.parent}", "create it"
         elif output.is_dir():
-            what, remedy = "it is a folder", "name a file"
+            message, remedy = "is a folder", "name a file"
         elif file and file.exists() and output.exists() and output.samefile(file):
-            what, remedy = "that is the file of texts itself", "name another"
+            message, remedy = "is the file of texts", "choose another file"
         elif not os.access(output.parent, os.W_OK | os.X_OK):
-            what = f"no permission to write in {output.parent}"
-    except OSError as error:  # A name too long, a folder that may not be read.
-        what, remedy = error.strerror, "name another"
-    if what:
-        yield Problem(str(output), what, remedy, "--output")
+            message = f"no permission to write in {output.parent}"
+    # The name can be too long, or a folder unreadable.
+    except OSError as error:
+        message, remedy = error.strerror, "choose another file"
+    if message:
+        yield Problem(str(output), message, remedy, "--output")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Do what the command line asks for."""
-    chosen = read_arguments(argv)
-    from outputs import classifier as classifiers  # After the arguments, because it takes seconds.
+    """Run the command line `argv`."""
+    options = read_arguments(argv)
+    # A slow import, which a wrong argument must not wait for.
+    from outputs import classifier as classifiers
 
     problems: list[Problem] = []
     classifier = file = None
     with collect_problems(problems):
-        classifier = classifiers.load(chosen.run)
-    if chosen.file:
-        writes_rows = chosen.output and not chosen.glue
+        classifier = classifiers.load(options.run)
+    if options.file:
+        writes_rows = options.output and not options.glue
         added = (writers.PREDICTION, writers.PROBABILITY) if writes_rows else ()
-        columns = chosen.text_column, chosen.label_column
+        columns = options.text_column, options.label_column
         with collect_problems(problems):
             trained = _trained_columns(classifier)
-            file = texts.look_through(chosen.file, *columns, trained, added, chosen.glue)
+            file = texts.look_through(options.file, *columns, trained, added, options.glue)
     raise_any(problems)
     console.stop_on_signals()
-    if hasattr(signal, "SIGPIPE") and not chosen.output:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it, as it does any tool.
+    if hasattr(signal, "SIGPIPE") and not options.output:
+        # `| head` ends this program silently, as it ends other tools.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     if file:
-        label_file(classifier, file, chosen.output, chosen.glue)
-    elif chosen.texts:
-        label_lines(classifier, [chosen.texts], "text")
+        label_file(classifier, file, options.output, options.glue)
+    elif options.texts:
+        label_lines(classifier, [options.texts], "text")
     elif sys.stdin is None:
-        what = "standard input is closed"
-        raise InputError(Problem("no texts", what, "give texts, or a file of them"))
+        raise InputError(Problem("standard input", "closed", "give texts or a file"))
     else:
         if sys.stdin.isatty():
-            say("one text a line; Ctrl-D ends")
+            say("reading one text a line; Ctrl-D ends the input")
         label_lines(classifier, texts.arrived_lines(sys.stdin.buffer), "standard input, line")
 
 

@@ -1,7 +1,7 @@
-"""How good a run's model is, where it is wrong, and how runs differ.
+"""Report on a run, or compare several runs.
 
-python report.py runs/first    pictures, mistakes and model card of a run, as its end writes them
-python report.py runs/*        a table, one line a run, and their curves in one picture
+python report.py runs/first    plots, mistakes and model card of a run, as after training
+python report.py runs/*        a table of the runs, best first, and their curves in one plot
 """
 
 from system import console
@@ -39,33 +39,34 @@ CALIBRATION, COMPARISON = "calibration.png", "comparison.png"
 
 
 def write(run: "Run", rows: "Dataset", answers: Answers) -> None:
-    """Write the report at the end of a run, in the main process; a failure is only noted.
+    """Write the report at the end of a run, in the main process; a failure only prints a note.
 
-    `rows` are the validation sentences, as of `tables.read_table`.
+    `rows` are the validation sentences, as `tables.read_table` returns them.
     """
     if not ranks.is_main():
         return
     try:
         write_files(run.folder, run.record, run.state.history, rows, answers)
     except Exception as error:
-        if disk.is_full(error):  # With space, the same command writes it.
+        # After a full disk, the same command with --resume writes the report.
+        if disk.is_full(error):
             raise
-        # A night's training must not be lost over a picture.
-        retry = f"`python report.py {shlex.quote(str(run.folder))}` tries again"
-        say(f"NOTE: its report is not complete ({console.one_line(error)[:200]}); {retry}")
+        # A failed plot must not cost the trained model.
+        remedy = f"run `python report.py {shlex.quote(str(run.folder))}`"
+        say(f"NOTE: the report is not complete ({console.one_line(error)[:200]}); {remedy}")
 
 
 def write_files(
     folder: Path, record: dict, history: Sequence[dict], rows: "Dataset", answers: Answers
 ) -> None:
-    """Write the pictures, the mistakes and the model card of a run."""
+    """Write the plots, the mistakes and the model card of a run."""
     names = record["labels"]
     write_curves(folder / CURVES, record, history)
-    picture = (folder / CURVES).read_bytes()  # The model card shows it.
-    disk.write_whole(folder / run_folder.MODEL / CURVES, lambda file: file.write(picture))
+    plot = (folder / CURVES).read_bytes()
+    disk.write_whole(folder / run_folder.MODEL / CURVES, lambda file: file.write(plot))
     matrix = scores.confusion(answers.labels, answers.predictions, len(names))
-    right, sentences = int(np.trace(matrix)), len(answers.labels)
-    title = f"{right:,} of {sentences:,} validation sentences are right"
+    correct, sentences = int(np.trace(matrix)), len(answers.labels)
+    title = f"{correct:,} of {sentences:,} validation sentences correct"
     plots.confusion(folder / CONFUSION, matrix, names, title)
     error, bins = scores.calibration(answers)
     plots.calibration(folder / CALIBRATION, bins, f"expected calibration error {error:.4f}")
@@ -76,7 +77,7 @@ def write_files(
 
 
 def write_curves(path: Path, record: dict, history: Sequence[dict]) -> None:
-    """Draw the curves of a run, complete or not, as the file `path`."""
+    """Plot the curves of a run, complete or not, in the file `path`."""
     settings, result = record["settings"], record["result"]
     sentences = record["sentences"]["validation"]
     accuracies = [line["eval_accuracy"] for line in history if "eval_accuracy" in line]
@@ -88,7 +89,7 @@ def write_curves(path: Path, record: dict, history: Sequence[dict]) -> None:
 
 
 def write_mistakes(path: Path, names: Sequence[str], rows: "Dataset", answers: Answers) -> None:
-    """Write each sentence that was answered wrongly, the most confident answer first."""
+    """Write each misclassified sentence, the most confident prediction first."""
     wrong = np.flatnonzero(answers.labels != answers.predictions)
     wrong = wrong[np.argsort(-answers.probabilities[wrong], kind="stable")]
     has_pairs = len(rows) > 0 and rows[0]["text_pair"] is not None
@@ -111,8 +112,9 @@ def write_mistakes(path: Path, names: Sequence[str], rows: "Dataset", answers: A
 
 
 def answers_of(folder: Path, record: dict) -> tuple["Dataset", Answers]:
-    """The validation rows of a run, and its model's answers; InputError if either has changed."""
-    import data  # Here, because a comparison of runs needs neither.
+    """The validation rows and the model's answers; InputError if data or model has changed."""
+    # Slow imports, which a comparison of runs does not need.
+    import data
     from outputs import classifier as classifiers
 
     settings = record["settings"]
@@ -124,21 +126,21 @@ def answers_of(folder: Path, record: dict) -> tuple["Dataset", Answers]:
         try:
             files.find_files(settings["data"])
         except InputError:
-            what = f"its data, {settings['data']}, is not here"
-            remedy = "give the command where that of the run was given"
-            raise InputError(Problem(str(folder), what, remedy)) from None
+            message = f"the data {settings['data']} is missing"
+            remedy = "call report.py from the folder in which the run was started"
+            raise InputError(Problem(str(folder), message, remedy)) from None
         columns = settings["text_column"], settings["label_column"]
         text = data.load(settings["data"], *columns, settings["seed"])
         rows = text.splits["validation"]
         if records.fingerprint(rows) != record["fingerprints"]["data"]["validation"]:
-            what = f"its data, {settings['data']}, has changed since the run was started"
-            raise InputError(Problem(str(folder), what, "put it back as it was"))
+            message = f"the data {settings['data']} has changed since the run was started"
+            raise InputError(Problem(str(folder), message, "restore a copy"))
     raise_any(problems)
     if classifier.labels != record["labels"]:
-        what = f"its {run_folder.MODEL}/ has other labels than the run had"
-        raise InputError(Problem(str(folder), what))
+        message = f"the labels of {run_folder.MODEL}/ and {records.NAME} must be the same"
+        raise InputError(Problem(str(folder), message, "restore a copy"))
     parts: list[tuple] = []
-    with progress(len(rows), "sentences", "answering") as bar:
+    with progress(len(rows), "sentences", "predicting") as bar:
         for start in range(0, len(rows), 10_000):
             part = rows[start : start + 10_000]
             texts = part["text"], part["text_pair"] if part["text_pair"][0] is not None else None
@@ -149,49 +151,50 @@ def answers_of(folder: Path, record: dict) -> tuple["Dataset", Answers]:
 
 
 def report_on(folder: Path, record: dict) -> None:
-    """Write the report of the run in `folder` again; only its curves if it is not complete."""
+    """Write the report of a run again; only its curves if the run is not complete."""
     history = records.read_history(folder)
     if not record["result"]:
         write_curves(folder / CURVES, record, history)
         say(f"{folder}: the run is not complete; its curves so far are in {folder / CURVES}")
         return
     rows, answers = answers_of(folder, record)
-    # A run of an earlier version lacks it.
+    # Runs of earlier versions lack these entries.
     record["result"] |= scores.summary(record["result"]["accuracy"], answers)
     write_files(folder, record, history, rows, answers)
     say(scores.accuracy_line(record["result"], len(answers.labels)))
     names = ", ".join((CURVES, CONFUSION, CALIBRATION, MISTAKES))
-    say(f"written in {folder}: {names}, and {run_folder.MODEL}/README.md, the model card")
+    say(f"written to {folder}: {names} and the model card {run_folder.MODEL}/README.md")
 
 
 def compare_runs(runs: Sequence[compare.Run]) -> None:
-    """Print a table of several runs, and draw their curves in one picture."""
+    """Print a table of several runs, and write a plot of their curves."""
     with _damaged("one of the runs"):
         table = compare.table(runs)
     console.result(table)
     parents = {run.folder.absolute().parent for run in runs}
     path = (parents.pop() if len(parents) == 1 else Path()) / COMPARISON
     compare.picture(path, runs)
-    which = "their curves" if len(runs) <= plots.MOST_RUNS else f"the best {plots.MOST_RUNS}"
-    say(f"{which} are in {path}")
+    best = f" of the best {plots.MAX_RUNS}" if len(runs) > plots.MAX_RUNS else ""
+    say(f"curves{best} written to {path}")
 
 
 @contextlib.contextmanager
 def _damaged(where: Path | str) -> Iterator[None]:
-    """Raise an InputError if something in a run's folder is missing, or of another type."""
+    """Raise an InputError if run.json or metrics.jsonl lacks an entry or has a wrong type."""
     try:
         yield
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         cause = f"{type(error).__name__}: {console.one_line(error)[:200]}"
-        what = f"{records.NAME} or {records.METRICS} is not as this program writes it ({cause})"
-        raise InputError(Problem(str(where), what, "put back a copy")) from error
+        message = f"{records.NAME} or {records.METRICS} is damaged ({cause})"
+        raise InputError(Problem(str(where), message, "restore a copy")) from error
 
 
 def find_runs(paths: Sequence[Path]) -> dict[Path, dict]:
-    """The record of the run in each folder; InputError if there is none in any."""
-    runs: dict[Path, tuple[Path, dict]] = {}  # Full paths, so each run once.
+    """The record of each run by its folder; InputError if no folder holds a run."""
+    # The keys are full paths, so that each run counts once.
+    runs: dict[Path, tuple[Path, dict]] = {}
     problems: list[Problem] = []
     for path in paths:
         try:
@@ -205,20 +208,22 @@ def find_runs(paths: Sequence[Path]) -> dict[Path, dict]:
         if record:
             runs[path.resolve()] = path, record
         elif len(paths) == 1 or not path.exists():
-            remedy = f"name a folder that holds {records.NAME}"
-            problems.append(Problem(str(path), "no run is there", remedy))
-        elif path.name != COMPARISON:  # A shell finds other files for runs/*.
+            message = f"{records.NAME} is missing"
+            problems.append(Problem(str(path), message, "name the folder of a run"))
+        # `runs/*` also matches the plot of an earlier comparison.
+        elif path.name != COMPARISON:
             say(f"{path}: not a run; left out")
     if not runs and not problems:
-        problems.append(Problem("RUN", "none of these folders holds a run"))
+        message = f"{records.NAME} is missing in each of these folders"
+        problems.append(Problem("RUN", message, "name the folder of a run"))
     raise_any(problems)
     return dict(runs.values())
 
 
 def main(argv: Sequence[str]) -> None:
-    """Do what the command line asks for."""
+    """Run the command line `argv`."""
     parser = console.Parser(prog="report.py", description=__doc__)
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="the folder of a run")
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folder of a run")
     runs = find_runs(parser.parse_args(argv).runs)
     if len(runs) > 1:
         compare_runs([compare.Run(path, r, records.read_history(path)) for path, r in runs.items()])

@@ -1,11 +1,10 @@
-"""What it costs that a run cannot be lost: the time of its checkpoints, at DistilBERT's size.
+"""The time that checkpoints cost in a run at DistilBERT's size.
 
 python benchmarks/checkpoints.py            an epoch of SST-2 with the default settings, 15 minutes
-python benchmarks/checkpoints.py --quick    2,000 sentences, a checkpoint each six seconds
+python benchmarks/checkpoints.py --quick    2,000 sentences, a checkpoint every six seconds
 
-Runs finetune.py's own main, on random weights, with a clock around what is written; then reads the
-last checkpoint back. Written is to a folder made in the current one. Results go to
-benchmarks/results/.
+Runs finetune.py's own main on random weights, times each write, and reads the last checkpoint back.
+Files are written to a new folder in the current one, results to benchmarks/results/.
 """
 
 import argparse
@@ -25,7 +24,7 @@ PARTS = ("checkpoint", "kept model")
 
 
 def make_input(folder: Path) -> Path | str:
-    """A checkpoint of DistilBERT's size with random weights; SST-2, or words of its lengths."""
+    """Saves a random model of DistilBERT's size; returns SST-2's folder, or one of random texts."""
     import transformers
 
     from inputs.encoder_files import find_model
@@ -37,18 +36,20 @@ def make_input(folder: Path) -> Path | str:
         return SST2
     counts = json.loads((HERE / "sst2_lengths.json").read_text())
     random = np.random.default_rng(0)
-    words = np.array([word for word in tokenizer.get_vocab() if word.isalpha() and word.isascii()])
+    names = [word for word in tokenizer.get_vocab() if word.isalpha() and word.isascii()]
+    vocabulary = np.array(names)
     for name, size in (("train", None), ("dev", 872)):
         lengths = random.permutation(np.repeat(np.arange(len(counts)), counts))[:size]
-        rows = [f"{i % 2},{' '.join(random.choice(words, n - 2))}" for i, n in enumerate(lengths)]
+        texts = [" ".join(random.choice(vocabulary, length - 2)) for length in lengths]
+        rows = [f"{number % 2},{text}" for number, text in enumerate(texts)]
         (folder / f"{name}.csv").write_text("\n".join(["label,text", *rows]))
     return folder
 
 
-def timed(real: Callable, size_of: Callable[..., int], writes: list[dict]) -> Callable:
+def timed(function: Callable, size_of: Callable[..., int], writes: list[dict]) -> Callable:
     def write(*arguments: object) -> None:
         started = time.perf_counter()
-        real(*arguments)
+        function(*arguments)
         seconds = time.perf_counter() - started
         writes.append({"seconds": seconds, "mb": size_of(*arguments) / 1e6})
 
@@ -56,27 +57,28 @@ def timed(real: Callable, size_of: Callable[..., int], writes: list[dict]) -> Ca
 
 
 def measure(quick: bool) -> dict:
-    """All writes of one run, its seconds, and those of reading the last checkpoint."""
+    """The writes of one run, the run's seconds, and the seconds to read its last checkpoint."""
     import finetune
     from inputs import encoder
     from training import checkpoint, program, run_folder
     from training.settings import from_flags
 
     writes: dict[str, list[dict]] = {part: [] for part in PARTS}
-    found: dict = {"writes": writes}
+    result: dict = {"writes": writes}
     finish = run_folder.finish
-    saved: list = []  # The model and the optimizer of the last checkpoint.
+    # Model and optimizer of the last checkpoint, to be restored from it.
+    saved: list = []
 
     def size_of_checkpoint(path: Path, _: object, *tensors: object) -> int:
         saved[:] = tensors
         return path.stat().st_size
 
     def read_then_finish(folder: Path, record: dict, history: list[dict]) -> None:
-        found["seconds"] = time.perf_counter() - started
-        found["read_seconds"] = -time.perf_counter()
+        result["seconds"] = time.perf_counter() - started
+        result["read_seconds"] = -time.perf_counter()
         checkpoint.read_state(folder / run_folder.CHECKPOINT)
         checkpoint.restore(folder / run_folder.CHECKPOINT, *saved)
-        found["read_seconds"] += time.perf_counter()
+        result["read_seconds"] += time.perf_counter()
         finish(folder, record, history)
 
     checkpoint.save = timed(checkpoint.save, size_of_checkpoint, writes["checkpoint"])
@@ -94,21 +96,21 @@ def measure(quick: bool) -> dict:
         settings = program.read_settings(from_flags, vars(finetune), flags)
         started = time.perf_counter()
         finetune.main(settings)
-    found["minutes"] = settings.checkpoint_minutes
-    return found
+    result["minutes"] = settings.checkpoint_minutes
+    return result
 
 
-def table(found: dict) -> str:
-    """How often each part was written, how large it is, how long it took, and its share."""
+def table(result: dict) -> str:
+    """For each part: number of writes, size, seconds, and share of the run's time."""
     lines = [f"{'':12}{'writes':>8}{'MB':>8}{'s each':>18}{'of the run':>12}"]
     for part in PARTS:
-        each = [write["seconds"] for write in found["writes"][part]]
+        each = [write["seconds"] for write in result["writes"][part]]
         spread = f"{statistics.median(each):.2f} ({min(each):.2f}–{max(each):.2f})"
-        share, size = sum(each) / found["seconds"], found["writes"][part][-1]["mb"]
+        share, size = sum(each) / result["seconds"], result["writes"][part][-1]["mb"]
         lines.append(f"{part:12}{len(each):>8}{size:>8.0f}{spread:>18}{share:>12.2%}")
     lines.append(
-        f"run: {found['seconds']:.0f} s, a checkpoint each {found['minutes']:g} minutes and at the "
-        f"epoch's end; read back in {found['read_seconds']:.1f} s"
+        f"run: {result['seconds']:.0f} s, a checkpoint each {result['minutes']:g} minutes "
+        f"and at the epoch's end; read back in {result['read_seconds']:.1f} s"
     )
     return "\n".join(lines) + "\n"
 
@@ -119,10 +121,10 @@ if __name__ == "__main__":
     )
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
-    found = measure(quick)
-    print(table(found), end="")
-    result = {"machine": machine(), "found": found, "table": table(found).splitlines()}
+    result = measure(quick)
+    print(table(result), end="")
+    record = {"machine": machine(), "found": result, "table": table(result).splitlines()}
     file = HERE / "results" / f"checkpoints{'-quick' * quick}.json"
     file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
     print(f"written to {file}", file=sys.stderr)

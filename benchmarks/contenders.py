@@ -1,7 +1,7 @@
-"""Five ways to train one model on the same sentences, each as its users write it.
+"""Five training loops for the same model and sentences, each as its users write it.
 
-Each takes a model, rows of `work.make_sentences`, the sentences of a step, the number of timed
-steps and whether the device has bf16, and trains until measure.py stops it.
+Arguments are a model, rows of `work.make_sentences`, the batch size, the number of timed steps, and
+true for bf16. A function trains until measure.py stops it.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ def tutorials_loop(model, rows, batch_size, steps, bf16) -> None:
 
 
 def padding_collator():
-    """Pads a batch to its own longest sentence, as transformers' guides tell its users to."""
+    """Pads a batch to its own longest sentence, as transformers' guides recommend."""
     from transformers import AutoTokenizer, DataCollatorWithPadding
 
     from inputs.encoder_files import find_model
@@ -70,7 +70,7 @@ def trainer_grouped(model, rows, batch_size, steps, bf16) -> None:
 
 
 def accelerates_example(model, rows, batch_size, steps, bf16) -> None:
-    """After examples/nlp_example.py of accelerate: its loop, its optimizer, its schedule."""
+    """The loop, optimizer and schedule of accelerate's examples/nlp_example.py."""
     import torch
     from accelerate import Accelerator
     from torch.utils.data import DataLoader, RandomSampler
@@ -106,26 +106,26 @@ def this_project(model, rows, batch_size, steps, bf16) -> None:
 
 
 def train_steps(model, optimizer, loader, settings: "Settings") -> None:
-    """The loop of finetune.train over `loader`, with the losses read as often as a run does."""
+    """The loop of finetune.train over `loader`; losses are read as often as in a run."""
     import torch
 
     import finetune
     from system.randomness import dropout_seed
 
-    steps, unread = settings.epochs * len(loader), []
+    steps, losses = settings.epochs * len(loader), []
     model.train()
     for step, batch in enumerate(loader):
         for group in optimizer.param_groups:
             group["lr"] = finetune.learning_rate_at(step, steps, settings)
         torch.manual_seed(dropout_seed(settings.seed, step))
-        unread.append(torch.stack(finetune.training_step(model, optimizer, batch, settings)))
+        losses.append(torch.stack(finetune.training_step(model, optimizer, batch, settings)))
         if (step + 1) % settings.log_every == 0:
-            torch.stack(unread).tolist()
-            unread = []
+            torch.stack(losses).tolist()
+            losses = []
 
 
 def project_settings(batch_size: int) -> "Settings":
-    """finetune.py's own settings, as its main resolves them."""
+    """finetune.py's own settings, resolved as its main does."""
     import finetune
     from system import speed
     from training import program
@@ -140,7 +140,7 @@ def project_settings(batch_size: int) -> "Settings":
 
 
 def project_tokens(rows, settings: "Settings") -> "TokenizedText":
-    """The rows of `work.make_sentences`, as data.tokenize_split returns rows."""
+    """The rows of `work.make_sentences` in the form that data.tokenize_split returns."""
     import data
 
     rows = rows.remove_columns("attention_mask")
@@ -148,12 +148,12 @@ def project_tokens(rows, settings: "Settings") -> "TokenizedText":
 
 
 def project_batches(tokens: "TokenizedText", steps: int, settings: "Settings") -> list[np.ndarray]:
-    """Those of this project's own batches of an epoch that `pick` takes."""
+    """Batches that `pick` selects from one epoch of this project's own batches."""
     from inputs.batches import epoch_batches
 
     size = settings.batch_size
     batches = epoch_batches(tokens.lengths, size, settings.seed, 0)
-    # Without the one smaller batch, behind which those that `pick` cuts would straddle two of ours.
+    # `pick` cuts at multiples of `size`, which a smaller batch would shift.
     order = np.concatenate([batch for batch in batches if len(batch) == size])
     return pick(order, tokens.lengths, size, steps)
 

@@ -1,4 +1,4 @@
-"""The clock of the benchmark, the same for all contenders, and the limit that it compares with."""
+"""One clock for all contenders, and the limit: the rate of plain matrix products."""
 
 import importlib.metadata
 import json
@@ -15,37 +15,37 @@ from work import HERE, SST2, WARM_UP, left_out_flops, new_model, pick, useful_fl
 
 
 class Done(Exception):
-    """The last timed step is over."""
+    """Raised after the last timed step to leave a contender's loop."""
 
 
 def measure(name: str, model, rows, batch_size: int, steps: int, started: float) -> dict:
-    """Let a contender train for WARM_UP + `steps` steps.
+    """Rates, padding and memory of a contender that trains for WARM_UP + `steps` steps.
 
     Args:
         rows: of `make_sentences`.
-        started: when its process was started, in seconds of time.time().
+        started: start of the process, in seconds of time.time().
     """
     import torch
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     on_gpu, bf16 = torch.cuda.is_available(), device_and_precision()[1] == "bf16"
-    lengths: list[torch.Tensor] = []  # Tokens of each sentence of each batch of the timed steps.
-    computed: list[int] = []  # Tokens of each batch with its padding.
-    ticks: list[float] = []
-    found: dict[str, float] = {}
+    lengths: list[torch.Tensor] = []  # tokens of each sentence, shape (sentences,)
+    padded: list[int] = []  # tokens
+    ticks: list[float] = []  # seconds
+    result: dict[str, float] = {}
 
     def count(model, args, batch) -> None:
         lengths.append(batch["attention_mask"].sum(1))
-        computed.append(batch["attention_mask"].numel())
+        padded.append(batch["attention_mask"].numel())
 
     def tick(optimizer, args, options) -> None:
         if on_gpu and len(ticks) in (0, WARM_UP - 1, WARM_UP + steps - 1):
             torch.cuda.synchronize()
         ticks.append(time.perf_counter())
         if len(ticks) == 1:
-            found["first_step_seconds"] = time.time() - started
+            result["first_step_seconds"] = time.time() - started
         if len(ticks) == WARM_UP:
-            lengths.clear(), computed.clear()
+            lengths.clear(), padded.clear()
         if len(ticks) == WARM_UP + steps:
             raise Done
 
@@ -61,31 +61,31 @@ def measure(name: str, model, rows, batch_size: int, steps: int, started: float)
         for hook in hooks:
             hook.remove()
     tokens = torch.cat(lengths).cpu().numpy()
-    # Linux gives kilobytes for a process.
-    of_process = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak = torch.cuda.max_memory_allocated() if on_gpu else of_process
+    process_kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = torch.cuda.max_memory_allocated() if on_gpu else 1024 * process_kilobytes
     useful = useful_flops(model.config, tokens)
     left_out = left_out_flops(model.config, tokens) if name == "this project" else 0
-    return found | {
+    return result | {
         "sentences_per_second": len(tokens) / seconds,
         "useful_tokens_per_second": int(tokens.sum()) / seconds,
         "useful_gflops": useful / seconds / 1e9,
         "computed_gflops": (useful - left_out) / seconds / 1e9,
-        "padding": 1 - int(tokens.sum()) / sum(computed),
+        "padding": 1 - int(tokens.sum()) / sum(padded),
         "peak_memory_mb": peak / 2**20,
     }
 
 
 def device_and_precision() -> tuple[str, str]:
-    """The device and the precision of all contenders: those that this project chooses."""
-    from system import speed  # The only module of this project in the others' processes.
+    """The device and the precision of all contenders, as this project chooses them."""
+    # Imported here: the other contenders' processes load no other module of this project.
+    from system import speed
 
     device = speed.choose_device("auto")
     return device, speed.choose_precision("auto", device)
 
 
 def measure_evaluation(model, rows, batch_size: int) -> dict[str, float]:
-    """This project's evaluation, on sentences of the lengths that it was trained on."""
+    """The rate of this project's evaluation, on sentences as long as those of its training."""
     import data
     import finetune
     from inputs.batches import sorted_batches
@@ -101,10 +101,10 @@ def measure_evaluation(model, rows, batch_size: int) -> dict[str, float]:
 
 
 def measure_limit() -> dict[str, float]:
-    """GFLOP/s of plain matrix products: those of one layer, forward and backward.
+    """GFLOP/s of one layer's plain matrix products, forward and backward, by each library of torch.
 
-    By each library that torch has for them; the faster is the limit. In bf16 where training is, and
-    of as many tokens as 32 sentences have; more on a GPU, which those would leave idle.
+    The faster library is the limit. The precision is that of training. A CPU multiplies the tokens
+    of 32 sentences; a GPU multiplies more, as these would leave it idle.
     """
     import torch
     from torch.utils.benchmark import Timer
@@ -119,17 +119,17 @@ def measure_limit() -> dict[str, float]:
         products["oneDNN"] = lambda a, b: onednn(a, b.t(), None, "none", [], "")
     shapes = [(config.dim, config.dim)] * 4
     shapes += [(config.dim, config.hidden_dim), (config.hidden_dim, config.dim)]
-    work = []
+    operands = []
     for before, after in shapes:
         x, weight = torch.randn(tokens, before, **make), torch.randn(after, before, **make)
         gradient = torch.randn(tokens, after, **make)
-        work += [(x, weight.t()), (gradient, weight), (gradient.t(), x)]
-    flops = sum(2 * a.shape[0] * a.shape[1] * b.shape[1] for a, b in work)
+        operands += [(x, weight.t()), (gradient, weight), (gradient.t(), x)]
+    flops = sum(2 * a.shape[0] * a.shape[1] * b.shape[1] for a, b in operands)
     rates = {}
     for name, product in products.items():
         layer = Timer(
-            "for a, b in work: product(a, b)",
-            globals={"work": work, "product": product},
+            "for a, b in operands: product(a, b)",
+            globals={"operands": operands, "product": product},
             num_threads=torch.get_num_threads(),
         )
         rates[name] = flops / layer.blocked_autorange(min_run_time=2).median / 1e9
@@ -137,14 +137,14 @@ def measure_limit() -> dict[str, float]:
 
 
 def machine() -> dict:
-    """What was measured on, and with what."""
+    """The processor, the versions of the libraries, the sentences and the date."""
     import torch
 
     cpus = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    named = [line.split(": ")[1] for line in cpus.splitlines() if line.startswith("model name")]
+    models = [line.split(": ")[1] for line in cpus.splitlines() if line.startswith("model name")]
     packages = ("torch", "transformers", "accelerate", "datasets", "numpy")
     return {
-        "processor": named[0] if named else platform.processor() or platform.machine(),
+        "processor": models[0] if models else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -156,17 +156,18 @@ def machine() -> dict:
     }
 
 
-def write(name: str, quick: bool, found: object, table: str) -> None:
-    """Put what was found, its table and the machine into a file of benchmarks/results."""
-    result = {"machine": machine(), "found": found, "table": table.splitlines()}
+def write(name: str, quick: bool, measurements: object, table: str) -> None:
+    """Write measurements, their table and the machine to a file in benchmarks/results."""
+    result = {"machine": machine(), "found": measurements, "table": table.splitlines()}
     file = HERE / "results" / f"{name}{'-quick' * quick}.json"
     file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
     print(f"written to {file}", file=sys.stderr)
 
 
 def turn(name: str, batch_size: int, steps: int, folder: str, started: float) -> dict:
-    """What one process measures."""
-    if name != "this project":  # oneDNN's own default, which system.speed lowers for this project.
+    """The measurements of one process."""
+    if name != "this project":
+        # oneDNN's own default, which system.speed lowers.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024")
     if name == "limit":
         return measure_limit()
@@ -175,7 +176,7 @@ def turn(name: str, batch_size: int, steps: int, folder: str, started: float) ->
 
     transformers.logging.set_verbosity_error()
     rows, model = datasets.load_from_disk(folder), new_model()
-    found = measure(name, model, rows, batch_size, steps, started)
+    result = measure(name, model, rows, batch_size, steps, started)
     if name == "this project":
-        found |= measure_evaluation(model, rows, batch_size)
-    return found
+        result |= measure_evaluation(model, rows, batch_size)
+    return result

@@ -1,13 +1,12 @@
-"""How fast predict.py answers lines, against training on such lines, and in how much memory.
+"""The speed of predict.py compared with training, and the memory that it needs.
 
 python benchmarks/predicting.py            ten minutes on two cores
 python benchmarks/predicting.py --quick    two minutes
 
-Rates are of the built-in model, which trains and answers in turns. Memory is that of a million
-lines against ten thousand, with a model of two narrow layers, which is faster: a window of lines
-takes as much whatever the model is. Lines are SST-2's training sentences, or the built-in ones
-where the environment variable SST2 names no folder of it, again and again in random order. Results
-go to benchmarks/results/.
+The built-in model trains and predicts in turns. Memory is compared between ten thousand lines and a
+million, with a fast model of two narrow layers. predict.py holds a window of lines, whose memory is
+the same with any model. Lines are drawn at random from SST-2's training sentences, or from the
+built-in ones if SST-2 is missing. Results are written to benchmarks/results/.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from much_data import make_model
 from speed import spread
 from work import HERE, SST2
 
-FEW = 10_000  # Lines, with which many are compared.
+FEW = 10_000  # lines
 
 
 def run(*command: object) -> None:
@@ -34,7 +33,7 @@ def run(*command: object) -> None:
 
 
 def train(folder: Path, model: object, sentences: int) -> float:
-    """Sentences a second in training, the median of what is logged."""
+    """The median of the logged sentences a second in training."""
     data = SST2 if SST2.exists() else "builtin"
     flags = ["--model", model, "--data", data, "--epochs", 1, "--max-train-samples", sentences]
     run(sys.executable, HERE.parent / "finetune.py", *flags, "--output-dir", folder)
@@ -51,66 +50,68 @@ def sentences() -> list[str]:
     return data.load("builtin").splits["train"]["text"][:]
 
 
-def predict(folder: Path, model: Path, known: list[str], count: int) -> dict:
-    """Answer `count` lines from a file by the real program."""
-    order = np.random.default_rng(0).integers(len(known), size=count)
-    (folder / "lines").write_text("".join(f"{known[number]}\n" for number in order), "utf-8")
+def predict(folder: Path, model: Path, texts: list[str], count: int) -> dict:
+    """Time, memory and order of predict.py on `count` lines from a file."""
+    order = np.random.default_rng(0).integers(len(texts), size=count)
+    (folder / "lines").write_text("".join(f"{texts[number]}\n" for number in order), "utf-8")
     command = [sys.executable, str(HERE.parent / "predict.py"), str(model)]
     started = time.monotonic()
-    with (folder / "lines").open() as lines, (folder / "answers").open("w") as answers:
-        process = subprocess.Popen(command, stdin=lines, stdout=answers)
-        _, status, used = os.wait4(process.pid, 0)
+    with (folder / "lines").open() as lines, (folder / "answers").open("w") as output:
+        process = subprocess.Popen(command, stdin=lines, stdout=output)
+        _, status, usage = os.wait4(process.pid, 0)
     seconds = time.monotonic() - started
     if status:
-        sys.exit("error: predict.py failed")
-    found = [line.split("\t") for line in (folder / "answers").read_text("utf-8").splitlines()]
-    # In order: a sentence has the same answer wherever it stands, but for rounding.
-    first, others = {}, 0
-    for number, (_, probability) in zip(order.tolist(), found, strict=True):
-        others += abs(float(probability) - first.setdefault(number, float(probability))) > 0.001
+        code = os.waitstatus_to_exitcode(status)
+        sys.exit(f"error: predict.py: prediction failed (exit code {code})")
+    answers = [line.split("\t") for line in (folder / "answers").read_text("utf-8").splitlines()]
+    # If all lines are in order, a sentence has the same answer each time, except for rounding.
+    first, out_of_order = {}, 0
+    for number, (_, probability) in zip(order.tolist(), answers, strict=True):
+        difference = float(probability) - first.setdefault(number, float(probability))
+        out_of_order += abs(difference) > 0.001
     return {
         "lines": count,
         "seconds": seconds,
-        "peak_megabytes": used.ru_maxrss / 1024,
-        "out_of_order": others,
+        "peak_megabytes": usage.ru_maxrss / 1024,
+        "out_of_order": out_of_order,
     }
 
 
-def table(measured: dict) -> str:
-    """A line for each number of lines, and the rates."""
-    few, many, rounds = (measured[name] for name in ("few", "many", "rounds"))
+def table(result: dict) -> str:
+    """One line for each number of lines, then the rates."""
+    few, many, rounds = (result[name] for name in ("few", "many", "rounds"))
     lines = [f"{'lines':>10}{'seconds':>10}{'peak MB':>10}{'out of order':>14}"]
-    for found in (few, many):
+    for measurement in (few, many):
         lines.append(
-            f"{found['lines']:>10,}{found['seconds']:>10.0f}{found['peak_megabytes']:>10.0f}"
-            f"{found['out_of_order']:>14}"
+            f"{measurement['lines']:>10,}{measurement['seconds']:>10.0f}"
+            f"{measurement['peak_megabytes']:>10.0f}{measurement['out_of_order']:>14}"
         )
-    trained, answered = ([one[what] for one in rounds] for what in ("trained", "answered"))
-    ratios = [one["answered"] / one["trained"] for one in rounds]
+    trained, answered = ([rates[key] for rates in rounds] for key in ("trained", "answered"))
+    ratios = [rates["answered"] / rates["trained"] for rates in rounds]
     lines.append(f"built-in model: training {spread(trained)} sentences/s, answering")
     lines.append(f"{spread(answered)}: {spread(ratios)} times as fast")
     return "\n".join(lines) + "\n"
 
 
 def main(quick: bool) -> None:
-    known, rounds = sentences(), []
+    texts, rounds = sentences(), []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_model(folder / "small")
         train(folder / "of-small", folder / "small", 320)
         counts = FEW, 20_000 if quick else 1_000_000
-        few, many = (predict(folder, folder / "of-small", known, count) for count in counts)
+        few, many = (predict(folder, folder / "of-small", texts, count) for count in counts)
         for number in range(1 if quick else 3):
             model = folder / f"of-builtin{number}"
             rate = train(model, "builtin", 1_600)
-            # Without the start: what 8,000 more lines take.
-            less, more = (predict(folder, model, known, count) for count in (2_000, 10_000))
+            # The difference of two runs excludes the start of the program.
+            less, more = (predict(folder, model, texts, count) for count in (2_000, 10_000))
             answered = 8_000 / (more["seconds"] - less["seconds"])
             rounds.append({"trained": rate, "answered": answered})
             print(f"round {number + 1}: {rounds[-1]}", file=sys.stderr)
-    found = {"few": few, "many": many, "rounds": rounds}
-    print(table(found), end="")
-    write("predicting", quick, found, table(found))
+    result = {"few": few, "many": many, "rounds": rounds}
+    print(table(result), end="")
+    write("predicting", quick, result, table(result))
 
 
 if __name__ == "__main__":

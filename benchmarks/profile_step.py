@@ -1,9 +1,9 @@
-"""Where the time of a training step goes, and what is left to the limit.
+"""Profile of a training step, compared with the rate of plain matrix products.
 
 python benchmarks/profile_step.py      a minute on two cores
 
-DistilBERT's size, 32 of SST-2's sentences a step: with model and batches as system/speed.py and
-data.py prepare them, and without ("before": the same loop on transformers' model as it is).
+DistilBERT's size, 32 of SST-2's sentences a step. "Before" is this project's loop on transformers'
+unchanged model. "After" adds the changes of system/speed.py and the micro-batches of data.py.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from inputs import batches as batching
 from system.speed import prepare as prepare_model
 
 STEPS, BATCH_SIZE = 20, 32
-# Operators by what a reader of finetune.py would call them; the first that fits.
+# torch's operators, grouped by the part of a step that calls them.
 PARTS = {
     "linear layers": ("mm", "addmm", "_linear_pointwise"),
     "attention": (
@@ -44,18 +44,18 @@ PARTS = {
 }
 
 
-def prepare(way: str, rows):
-    """Model, optimizer, settings and batches of one of the two ways."""
+def prepare(variant: str, rows):
+    """Model, optimizer, settings and batches of the variant `before` or `after`."""
     settings, model = project_settings(BATCH_SIZE), new_model()
     tokens = project_tokens(rows, settings)
-    if way == "after":
+    if variant == "after":
         prepare_model(model, settings.device, settings.precision)
     else:
         model.to(settings.device)
     picked = project_batches(tokens, STEPS, settings)
     with contextlib.ExitStack() as stack:
-        if way == "before":
-            stack.enter_context(mock.patch.object(batching, "MOST_TOKENS_ON_CPU", sys.maxsize))
+        if variant == "before":
+            stack.enter_context(mock.patch.object(batching, "MAX_TOKENS_ON_CPU", sys.maxsize))
         batches = list(data.make_loader(tokens, picked, settings))
     return model.train(), finetune.make_optimizer(model, settings), settings, batches
 
@@ -76,12 +76,12 @@ def shares(model, optimizer, settings, batches) -> dict[str, float]:
     kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
     part_of = {operator: part for part, operators in PARTS.items() for operator in operators}
     times = dict.fromkeys([*PARTS, "the rest"], 0.0)
-    # A step at a time: what the profiler keeps of many breaks the memory up, at a cost of its own.
+    # One profile for each step, as the records of many steps fragment memory and slow it down.
     for batch in batches:
         with profile(activities=kinds) as profiler:
             run(model, optimizer, settings, [batch])
         for event in profiler.key_averages():
-            # A GPU's time stands with the operator that asked for it, and again by its own name.
+            # A GPU's time is listed with the CPU's operator and again with the GPU's kernel.
             if event.device_type == DeviceType.CPU:
                 spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
                 times[part_of.get(event.key.split("::")[-1], "the rest")] += spent
@@ -90,26 +90,27 @@ def shares(model, optimizer, settings, batches) -> dict[str, float]:
 
 def main() -> None:
     rows = make_sentences()
-    found = {}
-    for way in ("before", "after"):
-        *parts, batches = prepare(way, rows)
+    profiles = {}
+    for variant in ("before", "after"):
+        *parts, batches = prepare(variant, rows)
         run(*parts, batches[:WARM_UP])
         timed = batches[WARM_UP:]
-        found[way] = run(*parts, timed), shares(*parts, timed)
+        profiles[variant] = run(*parts, timed), shares(*parts, timed)
     limit = max(measure_limit().values())
     masks = [part["attention_mask"] for batch in timed for part in batch.micro_batches]
     lengths = torch.cat([mask.sum(1) for mask in masks])
-    needed = useful_flops(parts[0].config, lengths.numpy()) / len(timed) / limit / 1e6
+    limit_ms = useful_flops(parts[0].config, lengths.numpy()) / len(timed) / limit / 1e6
     lines = []
-    for part in found["after"][1]:
+    for part in profiles["after"][1]:
         cells = []
-        for total, share in (found["before"], found["after"]):
+        for total, share in profiles.values():
             cells += [f"{total * share[part]:.0f}", f"{share[part]:.1%}"]
         lines.append([part, *cells])
-    totals = [f"{found[way][0]:.0f}" for way in ("before", "after")]
-    lines.append(["a step", totals[0], "100.0%", totals[1], "100.0%"])
-    of_limit = [f"{needed / found[way][0]:.1%}" for way in ("before", "after")]
-    lines.append(["at the limit", f"{needed:.0f}", of_limit[0], f"{needed:.0f}", of_limit[1]])
+    before, after = (total for total, _ in profiles.values())
+    lines.append(["a step", f"{before:.0f}", "100.0%", f"{after:.0f}", "100.0%"])
+    at_limit = [f"{limit_ms:.0f}", f"{limit_ms / before:.1%}"]
+    at_limit += [f"{limit_ms:.0f}", f"{limit_ms / after:.1%}"]
+    lines.append(["at the limit", *at_limit])
     print(table(["milliseconds", "before", "", "after", ""], lines))
     print(f"\nlimit: {limit:.0f} GFLOP/s of plain matrix products; useful operations only")
 

@@ -1,11 +1,10 @@
-"""What a second process is worth: sentences a second of one, and of two that share each batch.
+"""Training speed of one process, and of two processes that share each batch.
 
 python benchmarks/several.py            three rounds, 8 minutes on two cores
 python benchmarks/several.py --quick    one short round, two minutes
 
-At DistilBERT's size and 128 sentences a step, one thread a process; one process and two take turns,
-as torchrun starts them. Where the environment variable SST2 names no folder, and it does not lie
-beside the clone, random sentences of SST-2's lengths are taken. Results go to benchmarks/results/.
+DistilBERT's size, 128 sentences a step, one thread a process. torchrun starts one process and two
+in turns. Sentences are chosen as in speed.py. Results are written to benchmarks/results/.
 """
 
 import argparse
@@ -25,19 +24,20 @@ BATCH_SIZE = 128
 
 
 def in_processes(number: int, steps: int, folder: str) -> dict:
-    """What `number` processes measure together."""
+    """The measurements of `number` processes that train together."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     command += [str(number), __file__, "--worker", folder, str(steps)]
     done = subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
     )
     if done.returncode:
-        sys.exit(f"error: {number} processes failed:\n{done.stderr[-3000:]}")
+        processes = "1 process" if number == 1 else f"{number} processes"
+        sys.exit(f"error: {processes}: training failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(folder: str, steps: int) -> dict:
-    """In one of the processes: the rate of all, and how a step's time was spent in this one."""
+    """In each process: the rate of all processes together, and the largest share of tokens."""
     import datasets
     import torch
 
@@ -54,34 +54,34 @@ def measure(folder: str, steps: int) -> dict:
     loader = data.make_loader(tokens, batches, settings, fill_empty=True)
     optimizer = finetune.make_optimizer(model, settings)
     replica = collectives.data_parallel(model)
-    ticks, tokens_of_each = [], []
+    ticks, token_counts = [], []
     optimizer.register_step_post_hook(lambda *_: ticks.append(time.perf_counter()))
     train_steps(replica, optimizer, loader, settings)
     for batch in batches[WARM_UP:]:
         shares = share_out(tokens.lengths[batch], ranks.world_size())
-        tokens_of_each.append([int(tokens.lengths[batch][share].sum()) for share in shares])
+        token_counts.append([int(tokens.lengths[batch][share].sum()) for share in shares])
     seconds = ticks[-1] - ticks[WARM_UP - 1]
-    uneven = sum(max(each) for each in tokens_of_each) / sum(map(sum, tokens_of_each))
-    found = {
+    result = {
         "sentences_per_second": steps * BATCH_SIZE / seconds,
         "seconds_a_step": seconds / steps,
-        "largest_share": uneven,
+        "largest_share": sum(map(max, token_counts)) / sum(map(sum, token_counts)),
         "gradient_bytes": 4 * sum(p.numel() for p in model.parameters() if p.requires_grad),
         "threads": torch.get_num_threads(),
     }
     rendezvous.leave()
-    return found
+    return result
 
 
 def table(rounds: list[dict]) -> str:
-    """A line for each number of processes, and the ratio."""
+    """One line for each number of processes, then the ratio of their rates."""
     lines = [f"{'processes':10}{'sentences/s':>20}{'s a step':>20}"]
     for number in ("1", "2"):
-        of_one = [one[number] for one in rounds]
-        rate = spread([found["sentences_per_second"] for found in of_one])
-        seconds = spread([found["seconds_a_step"] for found in of_one], 2)
+        results = [each[number] for each in rounds]
+        rate = spread([result["sentences_per_second"] for result in results])
+        seconds = spread([result["seconds_a_step"] for result in results], 2)
         lines.append(f"{number:10}{rate:>20}{seconds:>20}")
-    ratios = [one["2"]["sentences_per_second"] / one["1"]["sentences_per_second"] for one in rounds]
+    rates = [[each[n]["sentences_per_second"] for n in ("1", "2")] for each in rounds]
+    ratios = [rate_of_two / rate_of_one for rate_of_one, rate_of_two in rates]
     megabytes = rounds[0]["2"]["gradient_bytes"] / 1e6
     lines.append(
         f"two are {spread(ratios, 2)} times as fast as one; {megabytes:.0f} MB of gradients"
@@ -105,9 +105,9 @@ def main(quick: bool) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        found = measure(sys.argv[2], int(sys.argv[3]))
+        result = measure(sys.argv[2], int(sys.argv[3]))
         if int(os.environ["RANK"]) == 0:
-            print(json.dumps(found))
+            print(json.dumps(result))
     else:
         parser = argparse.ArgumentParser(
             description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

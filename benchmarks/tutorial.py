@@ -1,9 +1,9 @@
-"""The loop that this project started from, with the least change that runs today.
+"""The tutorial's loop, from which this project started, with as few changes as run today.
 
 python benchmarks/tutorial.py      DistilBERT on SST-2 from the Hub; speed.py measures `train`
 
-Changed: AdamW is torch's, as transformers has none any more; the names on the Hub have owners; the
-metric is this project's, as evaluate's own would run code from the Hub.
+AdamW is torch's, as transformers no longer has one. Names on the Hub have owners. The metric is
+this project's, as evaluate's own would run code from the Hub.
 """
 
 import sys
@@ -72,7 +72,7 @@ def main() -> None:
     loaders = {}
     for split in ("train", "validation"):
         encodings = tokenizer(list(sst2[split]["sentence"]), truncation=True, padding=True)
-        # The one line of the tutorial's that its own loop does not need: BERT's, not DistilBERT's.
+        # BERT's tokenizer returns these, and DistilBERT takes none.
         encodings.pop("token_type_ids", None)
         dataset = SST2Dataset(encodings, sst2[split]["label"])
         loaders[split] = DataLoader(dataset, batch_size=16, shuffle=True)

@@ -1,4 +1,4 @@
-"""Which sentences share a batch, and their token ids as padded tensors."""
+"""Sentences of similar length share a batch; their token ids become padded tensors."""
 
 import math
 import sys
@@ -9,23 +9,24 @@ import torch
 
 from system.randomness import generator
 
-# Sentences are sorted by length inside a bucket of random batches: large, so that the sentences of
-# a batch have one length; at most a quarter of the data, so that batches differ between epochs.
-MOST_BATCHES_PER_BUCKET = 100
-MOST_TOKENS_ON_CPU = 1024  # At a time by default; with more a CPU only takes more memory.
+# A bucket of random sentences is sorted by length. It is large, so that a batch has similar
+# lengths, and at most a quarter of the data, so that batches differ between epochs.
+MAX_BATCHES_PER_BUCKET = 100
+# Tokens at a time by default; more tokens only take more memory.
+MAX_TOKENS_ON_CPU = 1024
 
 
 def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """The row numbers of each batch of an epoch: a pure function of its arguments.
 
     A batch holds sentences of similar length, so that little is padded. Batches come in random
-    order, so that no part of the epoch has only long sentences. Every row comes once; one batch may
-    be smaller.
+    order, so that no part has only long sentences. Every row comes once; one batch may be smaller.
     """
     random = generator(seed, "order", epoch)
-    order = np.arange(len(lengths), dtype=np.int32)  # Half the usual size, for millions of rows.
+    # int32 halves the memory, for millions of rows.
+    order = np.arange(len(lengths), dtype=np.int32)
     random.shuffle(order)
-    bucket_size = batch_size * min(MOST_BATCHES_PER_BUCKET, len(lengths) // (4 * batch_size) or 1)
+    bucket_size = batch_size * min(MAX_BATCHES_PER_BUCKET, len(lengths) // (4 * batch_size) or 1)
     for start in range(0, len(order), bucket_size):
         bucket = order[start : start + bucket_size]
         bucket[:] = bucket[np.argsort(lengths[bucket], kind="stable")]
@@ -40,7 +41,7 @@ def sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def share_out(lengths: np.ndarray, processes: int) -> list[np.ndarray]:
-    """The sentences of a batch that each process takes, so that all have about as many tokens.
+    """The sentences of a batch for each process, with about equal numbers of tokens.
 
     `lengths` are in tokens. A process gets sentences of similar length, so that little is padded;
     some shares may be empty. Shares differ by less than twice the tokens of the longest sentence.
@@ -49,38 +50,38 @@ def share_out(lengths: np.ndarray, processes: int) -> list[np.ndarray]:
         return [np.arange(len(lengths))]
     order = np.argsort(lengths, kind="stable")
     ends = np.cumsum(lengths[order])
-    # A sentence's owner is decided by the position of its middle among all tokens.
+    # The position of a sentence's middle among all tokens decides its process.
     owners = ((ends - lengths[order] / 2) * processes // ends[-1]).astype(int)
     return [order[owners == process] for process in range(processes)]
 
 
 def limits(device: str, max_length: int) -> tuple[int, int]:
-    """`most_tokens` and `multiple` of `collate` that suit a device."""
-    most_tokens = MOST_TOKENS_ON_CPU if device == "cpu" else sys.maxsize
-    # The matrix units of a GPU work on tiles. A model may have only max_length positions.
-    return most_tokens, 8 if device == "cuda" and max_length % 8 == 0 else 1
+    """The `max_tokens` and `multiple` of `collate` for a device."""
+    max_tokens = MAX_TOKENS_ON_CPU if device == "cpu" else sys.maxsize
+    # A GPU's matrix units work on tiles of 8, but a model may have only max_length positions.
+    return max_tokens, 8 if device == "cuda" and max_length % 8 == 0 else 1
 
 
 def collate(
     rows: Sequence[dict],
     pad_token_id: int,
-    most_rows: int | None,
-    most_tokens: int = sys.maxsize,
+    max_rows: int | None,
+    max_tokens: int = sys.maxsize,
     multiple: int = 1,
 ) -> list[dict[str, torch.Tensor]]:
-    """One batch as micro-batches of at most `most_rows` rows, each padded to its own longest row.
+    """One batch as micro-batches of at most `max_rows` rows, each padded to its own longest row.
 
-    If `most_rows` is None, a batch of more than `most_tokens`, padded, is split into parts of
+    If `max_rows` is None, a batch of more than `max_tokens`, padded, is split into parts of
     similar size. Row lengths are rounded up to a `multiple`. Returns per micro-batch `input_ids`,
     `attention_mask` and perhaps `token_type_ids`, int64 of shape (rows, tokens), and `labels`,
     int64 of shape (rows,).
     """
-    if most_rows is None:
+    if max_rows is None:
         longest = max(len(row["input_ids"]) for row in rows)
-        parts = math.ceil(len(rows) / max(1, most_tokens // longest))
-        most_rows = math.ceil(len(rows) / parts)
-    starts = range(0, len(rows), most_rows)
-    return [_pad(rows[start : start + most_rows], pad_token_id, multiple) for start in starts]
+        parts = math.ceil(len(rows) / max(1, max_tokens // longest))
+        max_rows = math.ceil(len(rows) / parts)
+    starts = range(0, len(rows), max_rows)
+    return [_pad(rows[start : start + max_rows], pad_token_id, multiple) for start in starts]
 
 
 def _pad(rows: Sequence[dict], pad_token_id: int, multiple: int) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The name of a model → a checked encoder with its tokenizer, in memory; and back to a folder."""
+"""The name of a model → a checked encoder with its tokenizer; saving both to a folder."""
 
 import re
 import sys
@@ -12,11 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto import modeling_auto as known
 
 from inputs.encoder_files import find_model
-from system.console import InputError, Problem, is_out_of_memory, one_line, say
+from system.console import InputError, Problem, is_out_of_memory, one_line
 from system.disk import replace_folder
 
-LONGEST_BY_DEFAULT = 512
-ENCODERS = "name an encoder such as BERT, DistilBERT or RoBERTa"
+DEFAULT_MAX_LENGTH = 512
+ENCODERS = "use an encoder such as BERT, DistilBERT or RoBERTa"
 
 
 class Encoder(NamedTuple):
@@ -25,12 +25,13 @@ class Encoder(NamedTuple):
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     max_length: int  # Tokens of a sentence.
+    has_new_head: bool
 
 
 def learning_rate(name: str) -> float:
-    """A learning rate that suits the model; smaller models take more than BERT.
+    """The default learning rate of a model; a smaller model needs a higher one than BERT.
 
-    BERT and DistilBERT: 2e-5 to 5e-5 (Devlin et al. 2019, appendix A.3).
+    BERT: 2e-5 to 5e-5 (Devlin et al. 2019, appendix A.3).
     """
     return 1e-4 if name == "builtin" else 3e-5
 
@@ -38,8 +39,8 @@ def learning_rate(name: str) -> float:
 def load(name: str, labels: Sequence[str] | None, max_length: int | None) -> Encoder:
     """An encoder in float32 with a classification head for `labels`, and its fast tokenizer.
 
-    The checkpoint's own head is kept if it has the same labels in the same order; the weights of a
-    new head come from torch's global generator. With labels None the checkpoint must have a head.
+    The checkpoint's head is kept if it has the same labels in the same order. The weights of a new
+    head come from torch's global generator. With labels None the checkpoint must have a head.
     `max_length` None is 512 tokens, or the model's limit if lower. InputError if `name` is not an
     encoder that can classify padded batches.
     """
@@ -54,62 +55,58 @@ def load(name: str, labels: Sequence[str] | None, max_length: int | None) -> Enc
             config=config,
             dtype="float32",
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # A head for other labels; others are refused below.
+            # _check_weights allows mismatched sizes only in the head.
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
             trust_remote_code=False,
         )
-    except Exception as error:  # Damage can raise anything.
+    # A damaged checkpoint can raise any error, here and below.
+    except Exception as error:
         if is_out_of_memory(error):
             raise
         raise _error(name, f"cannot be loaded ({one_line(error)[:300]})") from error
     new_head = _check_weights(model, report, name)
     if new_head and labels is None:
-        what = "it has no classification head, so it cannot answer"
-        raise _error(name, what, "fine-tune it first")
+        raise _error(name, "the model has no classification head", "fine-tune the model first")
     if not new_head and not same_labels:
-        # The rows of its weights mean other classes, or these in another order.
+        # The head's rows belong to different classes, or to a different order of them.
         fresh = transformers.AutoModelForSequenceClassification.from_config(config).state_dict()
         prefix = model.base_model_prefix + "."
         head = {key: value for key, value in fresh.items() if not key.startswith(prefix)}
         model.load_state_dict(head, strict=False)
-    if new_head or not same_labels:
-        say(
-            "the classification head is new: it starts from random weights, and training teaches it"
-        )
     max_length = _check_lengths(model, tokenizer, name, max_length)
-    return Encoder(model.eval(), tokenizer, max_length)
+    return Encoder(model.eval(), tokenizer, max_length, new_head or not same_labels)
 
 
 def _load_config(
     folder: Path, name: str, labels: Sequence[str] | None
 ) -> tuple[transformers.PreTrainedConfig, bool]:
-    """The config for `labels`, and whether the checkpoint's own are the same in the same order."""
+    """The config for `labels`; True if the checkpoint has the same labels in the same order."""
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # Any value of config.json can be wrong in its own way.
-        raise _error(name, f"config.json: {one_line(error)[:300]}") from error
+    except Exception as error:
+        raise _error(name, f"invalid config.json ({one_line(error)[:300]})") from error
     if config.model_type not in known.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
-        raise _error(name, f"a {config.model_type} model cannot classify text", ENCODERS)
+        raise _error(name, f"{config.model_type} models cannot classify text", ENCODERS)
     only_decodes = (
         config.model_type in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         and config.model_type not in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     )
     if only_decodes or config.is_encoder_decoder or getattr(config, "is_decoder", False):
-        what = f"{config.model_type} has a decoder, which cannot classify padded batches"
-        raise _error(name, what, ENCODERS)
+        raise _error(name, f"expected an encoder, found a decoder ({config.model_type})", ENCODERS)
     if labels is None:
         kind, numbers = config.problem_type, sorted(config.id2label)
         if kind not in (None, "single_label_classification") or len(numbers) < 2:
-            what = "its head gives no probabilities of classes that rule out each other"
-            raise _error(name, f"{what} ({len(numbers)} outputs, problem_type {kind})")
+            details = f"(found problem_type {kind}, number of labels {len(numbers)})"
+            raise _error(name, f"expected a head that gives one label per text {details}")
         if numbers != list(range(len(numbers))):
-            raise _error(name, "config.json: id2label does not count from 0")
+            raise _error(name, f"id2label in config.json must count from 0 (found {numbers!s:.50})")
         labels = [str(config.id2label[number]) for number in numbers]
     same_labels = config.id2label == dict(enumerate(labels))
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: number for number, label in enumerate(labels)}
     config.problem_type = "single_label_classification"
-    # A file can ask for outputs of another shape, or for some that cannot be computed or saved.
+    # config.json can ask for outputs that cannot be used, computed or saved here.
     config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
     return config, same_labels
 
@@ -119,25 +116,22 @@ def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, use_fast=True, trust_remote_code=False
         )
-    except Exception as error:  # As with the config.
-        raise _error(name, f"its tokenizer: {one_line(error)[:300]}") from error
+    except Exception as error:
+        raise _error(name, f"the tokenizer cannot be loaded ({one_line(error)[:300]})") from error
     if not tokenizer.is_fast:
-        raise _error(name, "it has no fast tokenizer (tokenizer.json)")
+        raise _error(name, "missing fast tokenizer (tokenizer.json)", "use another model")
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise _error(name, "its tokenizer knows no word", "its files are incomplete")
+        raise _error(name, "the tokenizer's vocabulary is empty", "add the missing files")
     if tokenizer.pad_token_id is None:
-        what = "its tokenizer has no padding token, so sentences cannot share a batch"
-        raise _error(name, what)
-    tokenizer.init_kwargs.pop("local_files_only", None)  # save_pretrained would write it.
+        raise _error(name, "the tokenizer has no padding token", "use another model")
+    # Otherwise save_pretrained writes it.
+    tokenizer.init_kwargs.pop("local_files_only", None)
     forget_padding(tokenizer)
     return tokenizer
 
 
 def forget_padding(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Unset fixed padding and truncation, which a tokenizer's file can carry and each use sets.
-
-    Its file and the cache's key then do not depend on what was done with it before.
-    """
+    """Unset padding and truncation, set by files and by use, for a stable file and cache key."""
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
 
@@ -148,10 +142,9 @@ def encode(
     pairs: Sequence[str] | None,
     max_length: int,
 ) -> transformers.BatchEncoding:
-    """Texts, or pairs of them, as at most `max_length` token ids each, unpadded.
+    """Texts, or pairs of texts, as at most `max_length` token ids each, unpadded.
 
-    `token_type_ids`, which tell the first text from the second, are only there for pairs, and if
-    the model reads them.
+    Pairs also get `token_type_ids`, which tell their texts apart, if the model reads them.
     """
     return tokenizer(
         list(texts),
@@ -164,9 +157,9 @@ def encode(
 
 
 def _check_weights(model: PreTrainedModel, report: dict, name: str) -> bool:
-    """Refuse weights that are not this encoder's; whether the head is new.
+    """Refuse weights of a different encoder; True if the head is new.
 
-    transformers fills what is missing with random numbers and only mentions it.
+    transformers fills missing weights with random numbers and only prints a warning.
     """
     prefix = model.base_model_prefix + "."
     missing = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
@@ -175,7 +168,7 @@ def _check_weights(model: PreTrainedModel, report: dict, name: str) -> bool:
     def shape(key: str) -> str:
         return re.sub(r"\d+", "#", key.removeprefix(prefix))
 
-    # A weight like the model's own means one more layer: config.json names fewer than there are.
+    # An unexpected weight with a known name belongs to a layer that config.json does not count.
     own = {shape(key) for key in model.state_dict() if key.startswith(prefix) and "#" in shape(key)}
     extra = [
         key
@@ -183,61 +176,64 @@ def _check_weights(model: PreTrainedModel, report: dict, name: str) -> bool:
         if shape(key) in own or (not own and key.startswith(prefix) and "#" in shape(key))
     ]
     if lost or extra:
-        example = f"without {lost[0]}" if lost else f"with {extra[0]} left over"
-        detail = f"{len(lost) + len(extra)} weights disagree: the file is {example}"
-        raise _error(name, f"config.json and the weights do not belong together ({detail})")
+        example = f"missing {lost[0]}" if lost else f"unexpected {extra[0]}"
+        message = f"weights do not match config.json ({len(lost + extra)} in all, first: {example})"
+        raise _error(name, message, "use the files of one checkpoint")
     return len(missing) > len(lost)
 
 
 def _check_lengths(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str, max_length: int | None
 ) -> int:
-    """The most tokens of a sentence, tried out on a padded batch."""
+    """The maximum number of tokens in a sentence, tried on a padded batch."""
     positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
-    for module in model.modules():  # RoBERTa numbers its positions from after the padding's.
+    # RoBERTa numbers its positions from after the padding index.
+    for module in model.modules():
         if getattr(module, "num_embeddings", None) == positions and module.padding_idx is not None:
             positions -= module.padding_idx + 1
     try:
         limit = int(min(tokenizer.model_max_length, positions))
     except (TypeError, ValueError, OverflowError):
         limit = 0
-    if limit < 3:  # The two special tokens, and one of the text.
-        detail = f"model_max_length {tokenizer.model_max_length!r} in tokenizer_config.json"
-        raise _error(name, f"takes too few tokens ({detail}, positions {positions})")
+    # A text needs two special tokens and one of its own.
+    if limit < 3:
+        details = f"model_max_length {tokenizer.model_max_length!r}, positions {positions}"
+        raise _error(name, f"expected a limit of 3 tokens or more (found {details})")
     if max_length is not None and max_length > limit:
-        what = f"{name} takes at most {limit} tokens"
-        raise InputError(Problem(str(max_length), what, "use a lower length", "--max-length"))
-    length = max_length or min(LONGEST_BY_DEFAULT, limit)
+        message = f"{name} takes at most {limit} tokens"
+        raise InputError(Problem(str(max_length), message, "use a lower value", "--max-length"))
+    length = max_length or min(DEFAULT_MAX_LENGTH, limit)
     vocabulary = model.config.vocab_size
     if len(tokenizer) > vocabulary:
-        what = f"its tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}"
-        raise _error(name, what, "they do not belong together")
+        message = f"the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}"
+        raise _error(name, message, "use the files of one checkpoint")
     try:
         batch = tokenizer(["a", "a " * length], truncation=True, max_length=length, padding=True)
         with torch.inference_mode():
             logits = model.eval()(**batch.convert_to_tensors("pt")).logits
-    except Exception as error:  # An index out of range, a missing argument.
+    except Exception as error:
         if is_out_of_memory(error):
             raise
-        what = f"cannot classify a padded batch of {length} tokens ({one_line(error)[:200]})"
-        raise _error(name, what) from error
+        message = f"cannot classify a padded batch of {length} tokens ({one_line(error)[:200]})"
+        raise _error(name, message) from error
     if not logits.isfinite().all():
-        raise _error(name, "its weights give numbers that are not finite (nan, inf)")
+        raise _error(name, "the weights give outputs that are not finite (found nan or inf)")
     return length
 
 
-def _error(name: str, what: str, remedy: str = "") -> InputError:
-    return InputError(Problem(name, what, remedy, "--model"))
+def _error(name: str, message: str, remedy: str = "") -> InputError:
+    return InputError(Problem(name, message, remedy, "--model"))
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write model and tokenizer as `folder`, in place of what is there, whole or not at all."""
+    """Replace `folder` by the model and its tokenizer, whole or not at all."""
 
-    def fill(aside: Path) -> None:
-        model.save_pretrained(aside)
-        for file in aside.glob("*.safetensors"):  # Only their owner may read them otherwise.
-            file.chmod((aside / "config.json").stat().st_mode)
+    def fill(new_folder: Path) -> None:
+        model.save_pretrained(new_folder)
+        # safetensors writes files that only their owner may read.
+        for file in new_folder.glob("*.safetensors"):
+            file.chmod((new_folder / "config.json").stat().st_mode)
         forget_padding(tokenizer)
-        tokenizer.save_pretrained(aside)
+        tokenizer.save_pretrained(new_folder)
 
     replace_folder(folder, fill)

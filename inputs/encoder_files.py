@@ -1,4 +1,4 @@
-"""The name of a model → the folder of its checkpoint, whose files are checked without loading."""
+"""The name of a model → the folder of its checkpoint, checked before it is loaded."""
 
 import hashlib
 import importlib.util
@@ -17,15 +17,15 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
 def check_name(name: str) -> None:
-    """Refuse a model's name or folder that a look at its files shows to be wrong."""
+    """Raise an InputError if a model's name or folder is wrong; `builtin` is never a path."""
     path = Path(name)
     problems = []
-    if name == "builtin":  # Reserved, even if a folder or file has that name.
+    if name == "builtin":
         return
     if path.is_dir():
         problems = folder_problems(path, name)
     elif path.is_file():
-        problems = [Problem(name, "a file", "name the folder that holds config.json", "--model")]
+        problems = [Problem(name, "not a folder", "use the folder with config.json", "--model")]
     elif not hub.is_id(name):
         problems = [Problem(name, "no such folder", flag="--model")]
     raise_any(problems)
@@ -37,35 +37,35 @@ def folder_problems(folder: Path, name: str) -> list[Problem]:
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
         if "auto_map" in config:
-            what = "config.json asks for code of its own (auto_map), and none is run here"
-            problems.append((what,))
+            message = "config.json asks for custom code (auto_map), which is never run"
+            problems.append((message, "use a model of the transformers library"))
         if not isinstance(config.get("model_type"), str):
-            problems.append(("config.json does not say a model_type",))
+            problems.append(("missing model_type in config.json",))
     except FileNotFoundError:
-        problems.append(("no config.json in it",))
+        problems.append(("missing config.json",))
     except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
         problems.append((f"config.json cannot be read ({one_line(error)})",))
     weights = sorted(folder.glob("model*.safetensors"))
     if not weights:
         pickled = [file.name for file in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))]
-        what = f"only {pickled[0]}, and pickle can run code" if pickled else "no weights"
-        problems.append((what, "model.safetensors is needed (save_pretrained writes it)"))
+        message = f"found only {pickled[0]}, and pickle can run code" if pickled else "no weights"
+        problems.append((message, "write model.safetensors with save_pretrained"))
     for file in weights:
         if not os.access(file, os.R_OK):
-            problems.append((f"{file.name}: no permission to read it",))
+            problems.append((f"no permission to read {file.name}",))
             continue
         try:
             with safe_open(file, framework="numpy"):
                 pass
         except (SafetensorError, OSError) as error:
-            problems.append((f"{file.name} is cut short or damaged ({one_line(error)})",))
+            problems.append((f"{file.name} is damaged ({one_line(error)})", "fetch it again"))
     if not any(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)):
-        problems.append(("no tokenizer files in it (tokenizer.json or vocab.txt)",))
+        problems.append(("missing tokenizer files (tokenizer.json or vocab.txt)",))
     return [Problem(name, *problem)._replace(flag="--model") for problem in problems]
 
 
 def find_model(name: str) -> Path:
-    """The folder of `name`: `builtin`, a folder, or a downloaded id; or an InputError."""
+    """The folder of `name`: `builtin`, a folder, or a Hub id to download; or an InputError."""
     if name == "builtin":
         return _find_builtin()
     folder = Path(name) if Path(name).is_dir() else hub.fetch_model(name)
@@ -85,7 +85,8 @@ def fingerprint(folder: Path) -> str:
 
 
 def _find_builtin() -> Path:
-    package = importlib.util.find_spec(BUILTIN_PACKAGE)  # Does not run the package's code.
+    # find_spec does not run the package's code.
+    package = importlib.util.find_spec(BUILTIN_PACKAGE)
     folder = Path(package.submodule_search_locations[0] if package else "") / "model"
     file = folder / "model.safetensors"
     if not package or not file.is_file():
@@ -94,6 +95,6 @@ def _find_builtin() -> Path:
     with file.open("rb") as weights:
         digest = hashlib.file_digest(weights, "sha256").hexdigest()
     if digest != BUILTIN_SHA256:
-        what = f"SHA-256 mismatch in {file} ({BUILTIN_SHA256[:9]}… expected, {digest[:9]}… found)"
-        raise InputError(Problem("builtin", what, "reinstall requirements.txt", "--model"))
+        reason = f"SHA-256 mismatch in {file} (found {digest[:9]}…, expected {BUILTIN_SHA256[:9]}…)"
+        raise InputError(Problem("builtin", reason, "reinstall requirements.txt", "--model"))
     return folder

@@ -1,9 +1,9 @@
-"""The rows of a file with their line numbers: csv, tsv, jsonl or parquet, as people have them.
+"""The rows of a csv, tsv, jsonl or parquet file, with their line numbers.
 
-Every reader takes (path, problems, columns, show). It adds to `problems` each row that cannot be
-read, and yields (number, {column: value}) for the others. The number is what an editor shows: the
-physical line on which the row starts, or in parquet the row. Formats that can read fewer `columns`
-do; with None they name all columns, in the first rows. With `show` they show progress.
+Every reader takes (path, problems, columns, show). It adds each unreadable row to `problems` and
+yields (number, {column: value}) for the other rows. A number is the line on which the row starts,
+or in parquet its row number. The parquet reader reads only `columns`, because others may not be
+readable; with None it yields one row of names. With `show` a reader shows progress.
 """
 
 import csv
@@ -18,7 +18,7 @@ from system.console import InputError, Problem, one_line, progress, raise_any
 
 Rows = Iterator[tuple[int, dict[str, object]]]
 
-MOST_PROBLEMS = 20
+MAX_PROBLEMS = 20
 
 BUILTIN = Path(__file__).resolve().parents[1] / "builtin"
 SPLIT_NAMES = {
@@ -27,7 +27,7 @@ SPLIT_NAMES = {
     "test": ("test",),
 }
 
-csv.field_size_limit(2**31 - 1)  # The default refuses a field of more than 131,072 characters.
+csv.field_size_limit(2**31 - 1)  # Characters; the default is 131,072.
 
 
 def at(path: Path | str, number: int, unit: str = "line") -> str:
@@ -36,41 +36,42 @@ def at(path: Path | str, number: int, unit: str = "line") -> str:
 
 
 def _lines(path: Path, problems: list[Problem], show: bool = True) -> Iterator[str]:
-    """The physical lines of a text file, with their endings; one problem if it is not UTF-8."""
+    """The physical lines of a file, with their endings; one problem if they are not UTF-8."""
     size, desc = path.stat().st_size, f"reading {path.name}"
     with path.open("rb") as file, progress(size, "B", desc, show=show) as bar:
         is_reported = False
         for number, line in enumerate(file, 1):
             try:
-                # The mark that Excel writes before the first character is not part of the text.
+                # Excel writes a byte-order mark before the first character.
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                what = f"byte {line[error.start]:#04x} is not UTF-8"
-                if not is_reported:  # Other encodings have such a byte in every other line.
+                # Another encoding has such bytes throughout, so one report is enough.
+                if not is_reported:
+                    message = f"expected UTF-8, found byte {line[error.start]:#04x}"
                     remedy = "save the file as UTF-8 (in Excel: CSV UTF-8)"
-                    problems.append(Problem(at(path, number), what, remedy))
+                    problems.append(Problem(at(path, number), message, remedy))
                 is_reported = True
-                if number == 1:  # No line can be decoded, as in UTF-16.
+                if number == 1:
                     return
                 yield line.decode("utf-8", errors="replace")
             bar.update(len(line))
 
 
 def _dialect(path: Path) -> dict:
-    """How the columns of a csv or tsv are separated and quoted."""
+    """The arguments of csv.reader for a csv or tsv file."""
     if path.suffix.lower() == ".tsv":
         return _tsv_dialect(path)
     header = next(filter(str.strip, _lines(path, [])), "")
-    # Excel writes `;` in countries with a decimal comma. The header has most of the separator.
+    # Excel writes `;` in countries with a decimal comma, so the separator is read off the header.
     bare = re.sub(r'"[^"]*"', "", header)
     delimiter = max(",;\t", key=bare.count)
     return {"delimiter": delimiter, "strict": True, "skipinitialspace": True}
 
 
 def _tsv_dialect(path: Path) -> dict:
-    # Excel and pandas quote a field that holds a tab, a newline or a quote; GLUE's files hold bare
-    # quotes. If each physical line has all columns, no quote hides a tab or a newline, and quotes
-    # are the writer's only if each field that opens with one closes as csv requires.
+    # Excel and pandas quote a field with a tab, newline or quote; GLUE's quotes are plain text.
+    # A wrong number of tabs near a quote proves quoting. Otherwise a field that opens with a quote
+    # and does not close it proves plain text.
     plain = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     quoted = {"delimiter": "\t", "strict": True}
     field = re.compile(r'"([^"]|"")*"|(?!").*', re.DOTALL)
@@ -92,60 +93,61 @@ def _delimited_rows(
     try:
         for fields in reader:
             number, start = start, reader.line_num + 1
-            if not fields:  # An empty line.
+            if not fields:
                 continue
             if columns is None:
                 columns = fields = [name.strip() for name in fields]
                 for name in {name for name in fields if fields.count(name) > 1}:
-                    what = f"the column {name!r} is there twice"
-                    problems.append(Problem(at(path, number), what, "rename one"))
+                    message = f"duplicate column {name!r}"
+                    problems.append(Problem(at(path, number), message, "rename one"))
             elif len(fields) == len(columns):
                 yield number, dict(zip(columns, fields, strict=True))
             else:
-                what = f"{len(fields)} fields where the header has {len(columns)}"
-                remedy = "quote texts that hold the separator"
-                problems.append(Problem(at(path, number), what, remedy))
-            if len(problems) >= MOST_PROBLEMS:
+                message = f"wrong number of fields (found {len(fields)}, expected {len(columns)})"
+                remedy = "quote texts that contain the separator"
+                problems.append(Problem(at(path, number), message, remedy))
+            if len(problems) >= MAX_PROBLEMS:
                 return
     except csv.Error as error:
-        remedy = "check the quotes of this row"
-        problems.append(Problem(at(path, start), one_line(error), remedy))
+        message = f"malformed row ({one_line(error)})"
+        problems.append(Problem(at(path, start), message, "check the quotes of this row"))
 
 
 def _json_lines(
     path: Path, problems: list[Problem], _: list[str] | None = None, show: bool = True
 ) -> Rows:
     for number, line in enumerate(_lines(path, problems, show), 1):
-        if len(problems) >= MOST_PROBLEMS:
+        if len(problems) >= MAX_PROBLEMS:
             return
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            problems.append(Problem(at(path, number), f"not JSON ({one_line(error)})"))
+            message = f"invalid JSON ({one_line(error)})"
+            problems.append(Problem(at(path, number), message, "write one object per line"))
             continue
         if isinstance(row, dict):
             yield number, row
         else:
-            what = 'not an object such as {"text": …, "label": …}'
-            problems.append(Problem(at(path, number), what))
+            message = f"expected a JSON object, found {row!r:.80}"
+            problems.append(Problem(at(path, number), message, "write one object per line"))
 
 
 def _parquet_rows(
     path: Path, problems: list[Problem], columns: list[str] | None = None, show: bool = True
 ) -> Rows:
-    import pyarrow  # Here, because --help must not wait for it.
+    # Imported here, because --help must not wait for it.
+    import pyarrow
     import pyarrow.parquet
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
         names = file.schema_arrow.names
         if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            what = f"the column {twice!r} is there twice"
-            problems.append(Problem(str(path), what, "rename one"))
-        elif columns is None and file.metadata.num_rows:  # Unused columns may not be readable.
+            duplicate = next(name for name in names if names.count(name) > 1)
+            problems.append(Problem(str(path), f"duplicate column {duplicate!r}", "rename one"))
+        elif columns is None and file.metadata.num_rows:
             yield 1, dict.fromkeys(names)
             return
         number = 0
@@ -157,16 +159,16 @@ def _parquet_rows(
                     yield number, row
                 bar.update(len(batch))
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        what = f"not a whole parquet file of UTF-8 text ({one_line(error)})"
-        problems.append(Problem(str(path), what))
+        message = f"cannot be read as parquet with UTF-8 text ({one_line(error)})"
+        problems.append(Problem(str(path), message, "write the file again"))
 
 
 class Format(NamedTuple):
-    """How the files with an ending are read."""
+    """The reader of files with an ending, and the unit of its row numbers."""
 
     read: Callable[..., Rows]
-    unit: str = "line"  # The unit of row numbers.
-    is_json: bool = False  # Only JSON can hold half a character.
+    unit: str = "line"
+    is_json: bool = False
 
 
 READERS = {
@@ -178,21 +180,21 @@ READERS = {
 
 
 def find_files(name: str) -> dict[str, Path] | None:
-    """The file of each split of `name`; None if it is a data set on the Hub; or an InputError."""
+    """The file of each split; None for a data set on the Hub; InputError for any other name."""
     path = BUILTIN if name == "builtin" else Path(name)
     if name in hub.SHORT_NAMES:
         return None
     if path.is_file():
         if path.suffix.lower() not in READERS:
-            what = f"the ending {path.suffix!r} is unknown"
-            raise InputError(Problem(name, what, f"known: {', '.join(READERS)}", "--data"))
+            remedy = f"use one of {', '.join(READERS)}"
+            raise InputError(Problem(name, f"unknown ending {path.suffix!r}", remedy, "--data"))
         return {"train": path}
     if path.is_dir():
         return _split_files(path, name)
     repository = name.partition(":")[0]
     if "/" in name and hub.is_id(repository) and path.suffix.lower() not in READERS:
         return None
-    remedy = "" if set("/.") & set(name) else "a data set on the Hub is owner/name"
+    remedy = "" if set("/.") & set(name) else "write a data set on the Hub as owner/name"
     raise InputError(Problem(name, "no such file or folder", remedy, "--data"))
 
 
@@ -205,13 +207,12 @@ def _split_files(folder: Path, name: str) -> dict[str, Path]:
             if file.stem.lower() in stems and file.suffix.lower() in READERS and file.is_file()
         ]
         if len(matches) > 1:
-            what = f"{' and '.join(file.name for file in matches)} are both the {split} split"
-            problems.append(Problem(name, what, "keep one", "--data"))
+            message = f"more than one {split} file: {' and '.join(f.name for f in matches)}"
+            problems.append(Problem(name, message, "keep one", "--data"))
         if matches:
             files[split] = matches[0]
     if "train" not in files:
-        endings = ", ".join(f"train{ending}" for ending in READERS)
-        what = f"the folder has no train file ({endings})"
-        problems.append(Problem(name, what, flag="--data"))
+        remedy = f"add one of {', '.join(f'train{ending}' for ending in READERS)}"
+        problems.append(Problem(name, "no train file in the folder", remedy, "--data"))
     raise_any(problems)
     return files

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: is it reachable, downloads, and what stands in for the defaults."""
+"""The Hugging Face Hub: reachability, downloads, and stand-ins for the defaults."""
 
 import contextlib
 import sys
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 # Only these may be replaced by `builtin`, and only if neither a flag nor an edit named them.
 DEFAULTS = {"model": "distilbert/distilbert-base-uncased", "data": "sst2"}
 SHORT_NAMES = {"sst2": "nyu-mll/glue:sst2"}
-OFFLINE_AT_START = constants.HF_HUB_OFFLINE  # As the environment has it.
-REFUSALS = (401, 429)  # The Hub's own: an expired token, too many questions.
+OFFLINE_AT_START = constants.HF_HUB_OFFLINE
+REFUSALS = (401, 429)  # HTTP status: expired token, too many requests
 SECONDS_IN_SILENCE = 2
-SECONDS_FOR_AN_ANSWER = 8  # A Hub that accepts and never answers is given up after six.
+# The library gives up a connection without an answer after six seconds.
+SECONDS_FOR_AN_ANSWER = 8
 MODEL_FILES = [
     *("config.json", "model.safetensors", "model-*-of-*.safetensors", "*.safetensors.index.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
@@ -30,15 +31,16 @@ MODEL_FILES = [
 
 
 class Outage(NamedTuple):
-    """Why the Hub cannot be used."""
+    """Why the Hub cannot be used; after a refusal by the Hub itself, there are no stand-ins."""
 
     reason: str
-    is_refusal: bool = False  # The Hub is there and refuses, so nothing stands in for it.
+    is_refusal: bool = False
 
 
 def is_id(name: str) -> bool:
-    """Whether `name` could be that of a repository on the Hub."""
-    from huggingface_hub.utils import validate_repo_id  # Takes a third of a second to import.
+    """True if `name` could be a repository on the Hub."""
+    # Imported here, because it takes a third of a second.
+    from huggingface_hub.utils import validate_repo_id
 
     try:
         validate_repo_id(name)
@@ -48,15 +50,16 @@ def is_id(name: str) -> bool:
 
 
 def is_needed(part: str, name: str) -> bool:
-    """Whether only the Hub has `name`, as the `part` "model" or "data"."""
+    """True if only the Hub can have `name`, as the `part` "model" or "data"."""
     if part == "data" and name in SHORT_NAMES:
         return True
     return name != "builtin" and not Path(name).exists()
 
 
 def ask(model: str = "builtin", data: str = "builtin") -> Outage | None:
-    """Ask the Hub once, if it is needed: None if it answers, else why it cannot be used."""
-    set_offline(OFFLINE_AT_START)  # It may be back since another run in this process.
+    """Ask the Hub once, if it is needed; None if it answers or is not needed."""
+    # The Hub may be back since an earlier run in this process.
+    set_offline(OFFLINE_AT_START)
     names = {"model": model, "data": data}
     for part, name in names.items():
         if is_needed(part, name):
@@ -65,30 +68,32 @@ def ask(model: str = "builtin", data: str = "builtin") -> Outage | None:
 
 
 def set_offline(is_offline: bool) -> None:
-    """Let the Hub's libraries fail at once, not after minutes, if their cache lacks something."""
+    """Make the Hub's libraries fail at once, not after minutes, if a file is not cached."""
     constants.HF_HUB_OFFLINE = is_offline
-    if datasets := sys.modules.get("datasets"):  # It has copied the constant.
+    # datasets copies the constant when it is imported.
+    if datasets := sys.modules.get("datasets"):
         datasets.config.HF_HUB_OFFLINE = is_offline
 
 
 def reach(model: str = "builtin", data: str = "builtin") -> None:
-    """Ask the Hub for what is not here; go offline, with a message, if it cannot be reached."""
+    """Ask the Hub if a name is not local; go offline, with a message, if it cannot be reached."""
     if outage := ask(model, data):
         set_offline(True)
         say(_outage_line(outage))
 
 
 def _find_outage(part: str, repository: str) -> Outage | None:
-    # "No such repository" is an answer; a refusal, a server's error, a proxy's page and silence are
-    # none. The thread bounds the whole question, unlike the timeout of one read: a name server may
-    # hang, and a server may send a byte a second.
+    # "No such repository" is an answer. A refusal, a server error and a proxy's page are outages.
+    # `timeout` limits one read. The thread limits the whole request, as a name server may hang and
+    # a server may send a byte a second.
     outcome: list[Exception | None] = []
 
     def ask_once() -> None:
         api = huggingface_hub.HfApi()
         try:
             (api.model_info if part == "model" else api.dataset_info)(repository, timeout=3)
-        except Exception as error:  # Proxies send anything, each with an error of its own.
+        # A proxy can send anything, so any error can follow.
+        except Exception as error:
             outcome.append(error)
         else:
             outcome.append(None)
@@ -97,7 +102,7 @@ def _find_outage(part: str, repository: str) -> Outage | None:
     thread.start()
     thread.join(SECONDS_IN_SILENCE)
     if not outcome:
-        say(f"waiting for the Hub, {SECONDS_FOR_AN_ANSWER} s at most")
+        say(f"waiting for the Hub, at most {SECONDS_FOR_AN_ANSWER} s")
     thread.join(SECONDS_FOR_AN_ANSWER - SECONDS_IN_SILENCE)
     if not outcome:
         return Outage(f"no answer in {SECONDS_FOR_AN_ANSWER} s")
@@ -108,7 +113,7 @@ def _find_outage(part: str, repository: str) -> Outage | None:
         return Outage("HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set")
     response, reason = getattr(error, "response", None), one_line(error)[:200]
     if getattr(response, "status_code", None) in REFUSALS:
-        return Outage(f"it refused to answer: {reason}", is_refusal=True)
+        return Outage(f"request refused: {reason}", is_refusal=True)
     return Outage(reason)
 
 
@@ -118,10 +123,10 @@ def stand_ins(
     outage: Outage | None,
     find_model: Callable[[str], Path],
 ) -> dict[str, str]:
-    """The defaults among `names`, by "model" and "data", for which `builtin` must stand in.
+    """The defaults in `names`, by "model" and "data", that `builtin` replaces.
 
-    Only those that are not `explicit`, and only in an `outage` of the Hub. `find_model` refuses a
-    cache that holds half a model. InputError if the Hub refuses and the cache is not whole.
+    Only a default that is not `explicit` is replaced, and only in an `outage`. `find_model` refuses
+    an incomplete cache. InputError if the Hub refuses and the cache is incomplete.
     """
     find = {"model": find_model, "data": fetch_data}
     replaced = {}
@@ -131,8 +136,8 @@ def stand_ins(
                 find[part](default)
                 continue
             if outage.is_refusal:
-                what = f"{outage.reason}; its cache does not hold {default} whole"
-                raise InputError(Problem("the Hub", what, "try again later, or `hf auth login`"))
+                message = f"{outage.reason}, and {default} is not complete in the cache"
+                raise InputError(Problem("the Hub", message, "try later, or run `hf auth login`"))
             replaced[part] = default
     if outage:
         say(_outage_line(outage))
@@ -142,47 +147,48 @@ def stand_ins(
 
 
 def _outage_line(outage: Outage) -> str:
-    return f"the Hub cannot be reached ({outage.reason}); what its cache holds is used"
+    return f"the Hub cannot be reached ({outage.reason}); anything already in the Hub cache is used"
 
 
 def stand_in_line(replaced: dict[str, str]) -> str:
-    """One line that names what was replaced."""
+    """One line that names every default that `builtin` replaces."""
     names = " and ".join(f"the {part} {name}" for part, name in replaced.items())
-    return f"NOTE: what ships with this project (`builtin`) stands in for {names}"
+    return f"NOTE: `builtin` is used instead of {names}"
 
 
 def fetch_model(name: str) -> Path:
-    """The folder of the Hub's model `name`, cached or downloaded whole; or an InputError."""
+    """The folder of the complete model `name`, cached or downloaded; or an InputError."""
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=MODEL_FILES))
     except errors.GatedRepoError:
-        what = "its authors want to be asked first"
-        remedy = "ask on its page, then run `hf auth login`"
+        message, remedy = "access is restricted", "request it on the Hub, then run `hf auth login`"
     except errors.RepositoryNotFoundError:
-        what, remedy = "neither a folder here nor a model on the Hub", ""
+        message, remedy = "no such folder, and no such model on the Hub", "check the name"
     except errors.LocalEntryNotFoundError:
-        what = "no folder here, the Hub cannot be reached, and the cache does not hold it whole"
-        remedy = "name a folder"
-    except Exception as error:  # A transfer that breaks off ends in any of a dozen errors.
-        what = "the download broke off"
-        remedy = f"run the command again ({one_line(error)[:200]})"
-    raise InputError(Problem(name, what, remedy, "--model"))
+        message = "no such folder, not complete in the cache, and the Hub cannot be reached"
+        remedy = "use a folder, or run the command again when the Hub can be reached"
+    # An interrupted download raises one of a dozen types of errors.
+    except Exception as error:
+        message, remedy = f"the download failed ({one_line(error)[:200]})", "run the command again"
+    raise InputError(Problem(name, message, remedy, "--model"))
 
 
 def fetch_data(name: str) -> "DatasetDict":
     """The splits of the data set `name` (`id` or `id:config`) on the Hub; or an InputError."""
-    import datasets  # Here, because it takes a second, and --help must not wait for it.
+    # Imported here, because it takes a second, and --help must not wait for it.
+    import datasets
 
     repository, _, config = SHORT_NAMES.get(name, name).partition(":")
-    if sys.stderr.isatty():  # A download can be gigabytes.
+    if sys.stderr.isatty():
         datasets.enable_progress_bars()
     try:
         return datasets.load_dataset(repository, config or None)
     except datasets.exceptions.DatasetNotFoundError:
-        what = "neither a file or folder here nor a data set on the Hub"
-    except Exception as error:  # No network, a wrong config, a script, a damaged file: all differ.
-        here = "" if name in SHORT_NAMES else "no such file or folder here, and from the Hub it "
-        what = f"{here}cannot be fetched ({one_line(error)[:300]})"
+        message = "no such file or folder, and no such data set on the Hub"
+    # No network, a wrong config, a script or a damaged file: each raises its own type of error.
+    except Exception as error:
+        start = "" if name in SHORT_NAMES else "no such file or folder, and "
+        message = f"{start}the download from the Hub failed ({one_line(error)[:300]})"
     finally:
         datasets.disable_progress_bars()
-    raise InputError(Problem(name, what, flag="--data"))
+    raise InputError(Problem(name, message, "check the name and the network", "--data"))

@@ -1,11 +1,11 @@
-"""Labels as the author of a data set writes them → the ids of the classes."""
+"""Labels as written in a data set → the ids of the classes."""
 
 import re
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from inputs.files import MOST_PROBLEMS, at
+from inputs.files import MAX_PROBLEMS, at
 from inputs.tables import Table
 from system.console import Problem, raise_any
 
@@ -16,7 +16,7 @@ NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d{1,3})?", re.IGNORECASE)
 
 
 def has_labels(test: "Dataset", train: "Dataset") -> bool:
-    """Whether `test` has any label; −1 is none, as in GLUE, unless training has it too."""
+    """True if `test` has labels; −1 means none, as in GLUE, unless it is a label in training."""
     of_test, of_train = (
         {_plain(label) for label in _counts(rows) if label} for rows in (test, train)
     )
@@ -33,15 +33,14 @@ def _counts(rows: "Dataset") -> dict[str | None, int]:
 
 
 def label_ids(
-    splits: dict[str, "Dataset"],
-    opened: dict[str, Table],
-    own_order: list[str] | None,
+    splits: dict[str, "Dataset"], opened: dict[str, Table], own_order: list[str] | None
 ) -> tuple[dict[str, int], list[str]]:
-    """The id of each label as it is written, and the names of the classes in the order of ids.
+    """The id of each label as written, and the names of the classes in the order of ids.
 
-    The order is sorted: numbers by value, words as text; a Hub data set keeps its own.
+    Numbers are sorted by value and words as text; a Hub data set keeps its own order.
     """
-    import pyarrow.compute  # Here, because predict.py --help must not wait for it.
+    # Imported here, because predict.py --help must not wait for it.
+    import pyarrow.compute
 
     counts = {split: _counts(rows) for split, rows in splits.items()}
     written = {label for labels in counts.values() for label in labels if label is not None}
@@ -52,46 +51,43 @@ def label_ids(
     labels = own_order or sorted(trained, key=Decimal if numeric else None)
     rows, train = len(splits["train"]), opened["train"].name
 
-    def place(split: str, label: str, what: str) -> tuple[str, str]:
+    def first_place(split: str, label: str) -> str:
         first = pyarrow.compute.index(splits[split].data["label"], label).as_py()
-        where = at(opened[split].name, splits[split][first]["line"], opened[split].unit)
-        return where, f"the label {label!r} {what}"
+        return at(opened[split].name, splits[split][first]["line"], opened[split].unit)
 
     problems = []
     if trained == {"-1"}:
-        what = "every label is -1, as in a test file"
-        problems.append(Problem(train, what, "name a labelled file"))
+        problems.append(Problem(train, "no labels (found only -1)", "use a labelled file"))
     elif len(trained) < 2:
-        what = f"only one class, {min(trained)!r}"
-        problems.append(Problem(train, what, "there must be two or more"))
+        message = f"expected two or more classes, found only {min(trained)!r}"
+        problems.append(Problem(train, message, "add rows of another class"))
     elif len(trained) >= rows:
-        what = f"as many classes as sentences ({len(trained)})"
-        problems.append(Problem(train, what, "name another --label-column"))
+        message = f"expected fewer classes than sentences, found {len(trained)} of each"
+        problems.append(Problem(train, message, "choose another column with --label-column"))
     raise_any(problems)
-    # Hardly any words among numbers are typing errors; "24" among names is a name.
+    # A few words among numbers are typing errors; a number among names is a name.
     if not own_order and 0 < sum(non_numbers.values()) <= rows / 100 + 1:
-        problems += [
-            Problem(*place("train", label, "stands among numbers"), "mend or remove it")
-            for label in non_numbers
-        ]
+        for label in non_numbers:
+            message = f"expected a number, like the other labels, found {label!r}"
+            problems.append(Problem(first_place("train", label), message, "correct or remove it"))
     for split in counts:
         unknown = {x for x in counts[split] if x is not None and canonical[x] not in trained}
-        problems += [
-            Problem(*place(split, label, "is not in the training data"), "mend or add it")
-            for label in sorted(unknown)
-        ]
+        for label in sorted(unknown):
+            message = f"the label {label!r} is not in the training data"
+            remedy = "correct it, or add training rows with it"
+            problems.append(Problem(first_place(split, label), message, remedy))
         if split == "test" and None in counts[split]:
-            what = "some rows have a label and some have none"
-            problems.append(Problem(opened[split].name, what))
-    raise_any(problems[:MOST_PROBLEMS])
+            message = "some rows have no label"
+            problems.append(Problem(opened[split].name, message, "label all rows or none"))
+    raise_any(problems[:MAX_PROBLEMS])
     return {label: labels.index(canonical[label]) for label in written}, labels
 
 
 def ids_of(written: Iterable[str], names: Sequence[str]) -> dict[str, int]:
-    """The ids of the labels `written` in a file, for those that are among a model's `names`.
+    """The ids of the labels `written` in a file; labels that a model's `names` lack are left out.
 
-    Numbers are compared by value. If `names` are words and all labels of a file are ids of them
-    (or −1: none), they are taken as ids.
+    Numbers are compared by value. If `names` are words and every label in the file is an id (or
+    −1, no label), labels are read as ids.
     """
     by_name = {_plain(name): number for number, name in enumerate(names)}
     ids = {str(number): number for number in range(len(names))}
@@ -102,7 +98,7 @@ def ids_of(written: Iterable[str], names: Sequence[str]) -> dict[str, int]:
 
 
 def _plain(text: str) -> str:
-    """A number in its shortest exact form: 1 for 1.0 and +01, 0 for -0; words as they are."""
+    """A number in its shortest exact form: 1 for 1.0 and +01, 0 for -0; words unchanged."""
     if not NUMBER.fullmatch(text):
         return text
     written = f"{Decimal(text):f}"

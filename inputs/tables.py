@@ -1,6 +1,6 @@
-"""A file, or a split from the Hub → its columns found, its rows checked, as a cached Arrow table.
+"""A file or a split from the Hub → its columns and its checked rows, as a cached Arrow table.
 
-Nothing slow is imported before a file needs it, so that a wrong name is answered at once.
+Slow imports wait until a file needs them, so that a wrong name is reported at once.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from inputs.files import MOST_PROBLEMS, READERS, Rows, at, find_files
+from inputs.files import MAX_PROBLEMS, READERS, Rows, at, find_files
 from system.console import InputError, Problem, RunError, one_line, raise_any
 
 if TYPE_CHECKING:
@@ -26,21 +26,22 @@ TEXT_COLUMNS = [
 ]
 LABEL_COLUMNS = ["label", "labels", "sentiment", "class", "category", "target", "polarity", "stars"]
 KINDS = {"line": "int64", "text": "string", "text_pair": "string", "label": "string"}
-CHUNK_ROWS = 10_000  # Rows in each part of an Arrow file; all parts are visited when it is opened.
-HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can hold one, as \\ud….
-HALF_CHARACTER_FOUND = "half a character (\\ud…) in it"
+# Rows in each part of an Arrow file; opening the file visits every part.
+CHUNK_ROWS = 10_000
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE_MESSAGE = "expected Unicode text, found a lone surrogate"
 
 
 class Table(NamedTuple):
-    """A table that has not been read yet: its name, its columns, and how to read its rows."""
+    """A table before its rows are read."""
 
     name: str
     unit: str  # "line" or "row"
     columns: list[str]
-    rows: Callable[..., Rows]  # Takes problems and columns, as a reader of `inputs.files`.
+    rows: Callable[..., Rows]  # of (problems, columns)
     fingerprint: Callable[[], str]
-    problems: Sequence[Problem] = ()  # The problems of its first rows.
-    names: Mapping[str, list[str]] = {}  # The Hub's labels of a column, in order.
+    problems: Sequence[Problem] = ()  # of the first rows
+    names: Mapping[str, list[str]] = {}  # labels on the Hub, by column
 
 
 def digests(name: str) -> dict[str, str]:
@@ -50,7 +51,7 @@ def digests(name: str) -> dict[str, str]:
 
 
 def open_file(path: Path) -> Table:
-    """The table in a file, with the columns of its first rows; InputError if they can't be read."""
+    """The table in a file, with the columns of its first rows; InputError if it cannot be read."""
     ending, problems = path.suffix.lower(), []
     read, unit, _ = READERS[ending]
     try:
@@ -59,10 +60,11 @@ def open_file(path: Path) -> Table:
     except OSError as error:
         raise InputError(Problem(str(path), f"cannot be read ({error.strerror})")) from None
     if not columns:
-        raise InputError(*(problems or [Problem(str(path), "no rows in it")]))
+        raise InputError(*(problems or [Problem(str(path), "no rows")]))
 
     def digest() -> str:
-        with path.open("rb") as file:  # With another ending, the same bytes are other rows.
+        # The ending is included, because it decides how the bytes are read.
+        with path.open("rb") as file:
             return ending + hashlib.file_digest(file, "sha256").hexdigest()
 
     def rows(problems: list[Problem], columns: list[str], show: bool = True) -> Rows:
@@ -72,14 +74,14 @@ def open_file(path: Path) -> Table:
 
 
 def open_hub_split(split: "Dataset", name: str) -> Table:
-    """The table in a split of a data set from the Hub, with its labels by their names."""
+    """The table in a split of a data set on the Hub, with label names; None for −1, no label."""
     features = split.features.items()
     named = {column: feature.names for column, feature in features if hasattr(feature, "names")}
 
     def rows(problems: list[Problem], columns: list[str]) -> Rows:
         for number, row in enumerate(split.select_columns(columns), 1):
             for column in named.keys() & row.keys():
-                is_known = row[column] is not None and row[column] >= 0  # −1 means no label.
+                is_known = row[column] is not None and row[column] >= 0
                 row[column] = named[column][row[column]] if is_known else None
             yield number, row
 
@@ -89,10 +91,9 @@ def open_hub_split(split: "Dataset", name: str) -> Table:
 def find_columns(
     table: Table, text_columns: Sequence[str] | None, label_column: str | None, labelled: bool
 ) -> tuple[list[str], str | None]:
-    """The columns of the text (one, or two of a pair) and of the label; or an InputError.
+    """The text columns (two for pairs) and the label column; InputError if one is missing.
 
-    Columns that the user did not name (None) are found by their usual names. Only if not
-    `labelled`, the label's column may be None.
+    A None column is found by its usual names. The label column may be None if not `labelled`.
     """
     lower = {name.lower(): name for name in reversed(table.columns)}
     problems = []
@@ -104,9 +105,9 @@ def find_columns(
             if all(exact):
                 return exact
         missing = ", ".join(map(repr, named)) if named else f"for the {kind}"
-        what = f"no column {missing}; the columns are {', '.join(map(repr, table.columns))}"
-        remedy = f"name another with {flag}" if named else f"name it with {flag}, or add a header"
-        problems.append(Problem(table.name, what, remedy))
+        message = f"no column {missing} (found {', '.join(map(repr, table.columns))})"
+        remedy = f"choose one with {flag}" + ("" if named else ", or add a header line")
+        problems.append(Problem(table.name, message, remedy))
         return []
 
     text = find(text_columns, TEXT_COLUMNS, "--text-column", "text")
@@ -115,8 +116,7 @@ def find_columns(
         named = [label_column] if label_column else None
         label = find(named, LABEL_COLUMNS, "--label-column", "label")
     if len({*text, *label}) < len(text) + len(label):
-        remedy = "name others with --text-column"
-        problems.append(Problem(table.name, "a column is used twice", remedy))
+        problems.append(Problem(table.name, "a column is used twice", "choose different columns"))
     if problems:
         raise InputError(*problems, *table.problems)
     return text, label[0]
@@ -128,7 +128,7 @@ def read_table(
     """The checked rows as an Arrow table on disk, cached by the content of the file.
 
     Columns: `line` (int64, from 1), `text`, `text_pair` (None without pairs), and `label` (text;
-    None only if not `labelled`). InputError with up to 20 rows that can't be used.
+    None only if not `labelled`). InputError names up to 20 rows that cannot be used.
     """
     import datasets
     import pyarrow
@@ -139,7 +139,7 @@ def read_table(
     content = (table.fingerprint(), text, label, labelled, "rows 2")
 
     class Builder(datasets.ArrowBasedBuilder):
-        """As Dataset.from_generator, which takes single rows, and three times as long."""
+        """Dataset.from_generator for chunks of rows, in a third of its time."""
 
         def _info(self) -> datasets.DatasetInfo:
             return datasets.DatasetInfo(features=features)
@@ -160,14 +160,15 @@ def read_table(
         builder = Builder(hash=fingerprint, writer_batch_size=CHUNK_ROWS)
         builder.download_and_prepare()
         rows = builder.as_dataset(split="train")
-        rows._fingerprint = fingerprint  # The same for the same bytes, whenever they are read.
+        rows._fingerprint = fingerprint
     except DatasetGenerationError as error:
         cause = error.__cause__
-        if isinstance(cause, InputError | OSError):  # An OSError comes from writing the cache.
+        # An OSError comes from writing the cache.
+        if isinstance(cause, InputError | OSError):
             raise cause from None
         raise RunError(f"{table.name}: {one_line(cause or error)}") from error
     if len(rows) == 0:
-        raise InputError(Problem(table.name, "no rows in it"))
+        raise InputError(Problem(table.name, "no rows"))
     return rows
 
 
@@ -179,7 +180,8 @@ def _checked_rows(
     used = [*text, label] if label else [*text]
     for number, row in table.rows(problems, used):
         if len(used) == 2 and all(map(_is_plain, map(row.get, used))) and not problems:
-            yield number, row[used[0]], None, row[used[1]].strip()  # Most rows, for speed.
+            # A fast path for most rows.
+            yield number, row[used[0]], None, row[used[1]].strip()
             continue
         where = at(table.name, number, table.unit)
         problems += row_problems(row, text, where, "fill it in or remove the row")
@@ -187,17 +189,17 @@ def _checked_rows(
         try:
             name = label_name(row.get(label)) if label else None
         except TypeError:
-            what = f"{row[label]!r} in {label!r} is no word, number or truth value"
-            problems.append(Problem(where, what))
+            message = f"expected text, a number, true or false in {label!r}, found {row[label]!r}"
+            problems.append(Problem(where, message, "correct it or remove the row"))
         else:
-            if HALF_CHARACTER.search(name or ""):
-                problems.append(Problem(where, HALF_CHARACTER_FOUND, "mend or remove it"))
+            if LONE_SURROGATE.search(name or ""):
+                problems.append(Problem(where, SURROGATE_MESSAGE, "correct or remove it"))
             if labelled and not name:
-                what = f"no label in {label!r}"
-                problems.append(Problem(where, what, "fill it in or remove the row"))
-        if len(problems) >= MOST_PROBLEMS:
-            what = f"perhaps more; these were the first {MOST_PROBLEMS}"
-            problems.append(Problem(table.name, what))
+                remedy = "fill it in or remove the row"
+                problems.append(Problem(where, f"no label in {label!r}", remedy))
+        if len(problems) >= MAX_PROBLEMS:
+            message = f"reading stopped after {MAX_PROBLEMS} problems"
+            problems.append(Problem(table.name, message, "correct them and run again"))
             break
         if not problems:
             yield number, row[text[0]], row[text[1]] if len(text) == 2 else None, name or None
@@ -207,20 +209,20 @@ def _checked_rows(
 def row_problems(
     row: Mapping[str, object], columns: Sequence[str], where: str, blank_remedy: str | None
 ) -> Iterator[Problem]:
-    """A problem for each text column that can't be used; `blank_remedy` None allows blank texts."""
+    """A problem for each text that cannot be used; `blank_remedy` None allows blank texts."""
     for column in columns:
         value = row.get(column)
         if is_blank(value):
             if blank_remedy:
                 yield Problem(where, f"no text in {column!r}", blank_remedy)
         elif not isinstance(value, str):
-            yield Problem(where, f"{value!r} in {column!r} is no text, which is needed")
-        elif HALF_CHARACTER.search(value):
-            yield Problem(where, HALF_CHARACTER_FOUND, "mend or remove it")
+            yield Problem(where, f"expected text in {column!r}, found {value!r}", "write as text")
+        elif LONE_SURROGATE.search(value):
+            yield Problem(where, SURROGATE_MESSAGE, "correct or remove it")
 
 
 def is_blank(value: object) -> bool:
-    """Whether a cell has nothing to label."""
+    """True if a cell holds no text."""
     return value is None or (isinstance(value, str) and not value.strip())
 
 
@@ -229,8 +231,8 @@ def _is_plain(value: object) -> bool:
 
 
 def label_name(value: object) -> str | None:
-    """A label as text; None if it is missing; TypeError if it is no word, number or truth value."""
-    if value is None or value != value:  # nan marks a missing value in some tables.
+    """A label as text; None for None or nan; TypeError if not text, a number, true or false."""
+    if value is None or value != value:
         return None
     if isinstance(value, str):
         return value.strip()

@@ -1,4 +1,4 @@
-"""Unlabelled text for prediction: a file, checked from end to end before it is used, or lines."""
+"""Texts for prediction: a file that is checked before it is used, or lines as they arrive."""
 
 import contextlib
 import io
@@ -9,39 +9,40 @@ from pathlib import Path
 from typing import NamedTuple
 
 from inputs import tables
-from inputs.files import MOST_PROBLEMS, READERS, at
+from inputs.files import MAX_PROBLEMS, READERS, at
 from system.console import InputError, Problem, raise_any, say
 
 # Texts of similar length share a batch, so a larger window needs less padding. The first windows
 # are small, so that the first answers come soon.
 FIRST_WINDOW, LARGEST_WINDOW = 2**14, 2**20  # Characters.
-MOST_LABELS = 100_000  # A column with more is not a label column.
-MOST_TEXTS = 10_000  # In a window, because the tokens of each text take a kilobyte.
+# Limits for the values of a label column, and for the texts in a window (1 kB of tokens each).
+MAX_LABELS, MAX_TEXTS = 100_000, 10_000
 
 
 class TextFile(NamedTuple):
-    """A file of texts that has been checked from end to end."""
+    """A file of texts that was checked from end to end; `columns` are those to read."""
 
     path: Path
     table: tables.Table
     text_columns: list[str]
     label_column: str | None
-    columns: list[str]  # The columns to read.
+    columns: list[str]
     rows: int
     labels: set[str]
 
     def windows(self) -> Iterator[list[dict]]:
-        """The rows, at most LARGEST_WINDOW characters and MOST_TEXTS at a time."""
+        """The rows, at most LARGEST_WINDOW characters and MAX_TEXTS at a time."""
         problems: list[Problem] = []
         window, size, limit = [], 0, FIRST_WINDOW
         for _, row in self.table.rows(problems, self.columns, False):
             row = {column: row[column] for column in self.columns if column in row}
             window.append(row)
             size += sum(len(str(value)) for value in row.values())
-            if size >= limit or len(window) >= MOST_TEXTS:
+            if size >= limit or len(window) >= MAX_TEXTS:
                 yield window
                 window, size, limit = [], 0, min(2 * limit, LARGEST_WINDOW)
-        raise_any(problems)  # The file was changed a moment ago.
+        # Only a file that changed after its check has problems here.
+        raise_any(problems)
         yield window
 
 
@@ -53,14 +54,13 @@ def look_through(
     added_columns: Sequence[str] = (),
     for_glue: bool = False,
 ) -> TextFile:
-    """Read a file from end to end; InputError with everything that is wrong with it.
+    """Check a file from end to end; InputError names every problem.
 
-    Columns that the user did not name (None) are those of `trained`, by setting, else found by
-    their usual names. `added_columns` will be written beside the file's own; GLUE needs every
-    answer.
+    A column that is None is the one in `trained`, by setting, or is found by its usual names. The
+    output will have `added_columns` beside the file's own. GLUE needs an answer to every row.
     """
     table = tables.open_file(path)
-    # The training data's columns may be absent here.
+    # The file may lack the columns of the training data.
     usual = {name: c for name, c in trained.items() if c and set(c) <= set(table.columns)}
     text, label = tables.find_columns(
         table,
@@ -71,44 +71,42 @@ def look_through(
     problems: list[Problem] = []
     count = len(trained.get("text_column") or text)
     if count != len(text):
-        what = (
-            f"{len(text)} columns of text ({', '.join(text)}), and the model was trained on {count}"
-        )
-        problems.append(Problem(str(path), what, "name them with --text-column"))
+        message = f"wrong number of text columns (expected {count}, found {', '.join(text)})"
+        problems.append(Problem(str(path), message, "choose them with --text-column"))
     columns, is_json = dict.fromkeys(table.columns), READERS[path.suffix.lower()].is_json
     labels, rows = set(), 0
     for number, row in table.rows(problems, table.columns):
         rows += 1
         columns |= dict.fromkeys(row)
         where = at(path, number, table.unit)
-        problems += tables.row_problems(
-            row, text, where, "GLUE takes no empty answer" if for_glue else None
-        )
-        # Half a character could not be written either.
+        blank_remedy = "fill it in, because GLUE needs every answer" if for_glue else None
+        problems += tables.row_problems(row, text, where, blank_remedy)
+        # JSON can hold a lone surrogate, and no output file can.
         others = {name: row[name] for name in row if name not in text} if added_columns else {}
-        if is_json and tables.HALF_CHARACTER.search(json.dumps(others, ensure_ascii=False)):
-            problems.append(Problem(where, tables.HALF_CHARACTER_FOUND, "mend or remove it"))
-        with contextlib.suppress(TypeError):  # A value that is no label is not compared.
-            if label and len(labels) < MOST_LABELS:
+        if is_json and tables.LONE_SURROGATE.search(json.dumps(others, ensure_ascii=False)):
+            problems.append(Problem(where, tables.SURROGATE_MESSAGE, "correct or remove it"))
+        # A value that cannot be a label is not compared.
+        with contextlib.suppress(TypeError):
+            if label and len(labels) < MAX_LABELS:
                 labels.add(tables.label_name(row.get(label)))
-        if len(problems) >= MOST_PROBLEMS:
+        if len(problems) >= MAX_PROBLEMS:
             break
     for name in added_columns:
         if name in columns:
-            what = f"it has a column {name!r} already"
-            problems.append(Problem(str(path), what, "rename that"))
+            message = f"the output column {name!r} exists already"
+            problems.append(Problem(str(path), message, "rename it in the file"))
     raise_any(problems)
-    read = f"{path}: texts from {' and '.join(map(repr, text))}"
-    say(read + (f", labels from {label!r}" if labels - {None, "", "-1"} else ""))
+    message = f"{path}: texts from {' and '.join(map(repr, text))}"
+    say(message + (f", labels from {label!r}" if labels - {None, "", "-1"} else ""))
     if not added_columns:
         columns = [*text, label] if label else text
     return TextFile(path, table, text, label, list(columns), rows, labels - {None, ""})
 
 
 def arrived_lines(stream: io.BufferedReader) -> Iterator[list[str]]:
-    """The lines of a stream, as many at a time as have arrived; InputError if one is not UTF-8."""
+    """The lines of a stream, in groups as they arrive; InputError if a line is not UTF-8."""
     rest, number, size = b"", 1, FIRST_WINDOW
-    # Not read1(), which takes a pipe that does not block for one at its end.
+    # read1() would mistake a non-blocking pipe without data for its end.
     while (chunk := stream.raw.read(size)) != b"":
         if chunk is None:
             select.select([stream], [], [])
@@ -127,6 +125,6 @@ def _decoded(lines: list[bytes], first: int) -> Iterator[list[str]]:
             texts.append(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r"))
         except UnicodeDecodeError as error:
             yield texts
-            what = f"byte {line[error.start]:#04x} is not UTF-8"
-            raise InputError(Problem(at("standard input", number), what)) from None
+            message = f"expected UTF-8, found byte {line[error.start]:#04x}"
+            raise InputError(Problem(at("standard input", number), message, "use UTF-8")) from None
     yield texts

@@ -1,4 +1,4 @@
-"""A trained model → the class of each text, and its probability."""
+"""Load a trained model and predict the class of each text, with its probability."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,29 +14,31 @@ from system.console import InputError, Problem, say
 from training import record as records
 from training import run_folder
 
-MOST_CHARACTERS = 1000  # For each token.
-BATCH_SIZE = 64  # Changes answers only by rounding.
+MAX_CHARACTERS_PER_TOKEN = 1000
+# Changes predictions only by rounding.
+BATCH_SIZE = 64
 
 
 class Classifier(NamedTuple):
-    """A model ready for use on its device, and how to give texts to it."""
+    """A model on its device; `labels` are in the order of ids, `record` is the run's run.json."""
 
     model: transformers.PreTrainedModel
     tokenizer: transformers.PreTrainedTokenizerFast
-    max_length: int  # Tokens of a text; the rest is cut off.
-    precision: str  # fp32 or bf16.
-    labels: list[str]  # The names of the classes, in the order of their ids.
-    record: dict | None  # The run.json of the run that produced it, if there is one.
+    max_length: int  # tokens per text
+    precision: str
+    labels: list[str]
+    record: dict | None
 
 
 def load(name: str) -> Classifier:
-    """The classifier `name`: the folder of a run or a model, or an id on the Hub; or an InputError.
+    """Load a classifier; `name` is the folder of a run or a model, or a Hub id.
 
-    It passes the checks of a model that is trained.
+    Raises InputError, after the checks that training makes of a model.
     """
     try:
         return _load(name)
-    except InputError as error:  # Here no flag names the model.
+    except InputError as error:
+        # finetune.py names the model by a flag, predict.py does not.
         raise InputError(*(problem._replace(flag="") for problem in error.problems)) from None
 
 
@@ -47,14 +49,14 @@ def _load(name: str) -> Classifier:
     if record:
         folder /= run_folder.MODEL
         if not folder.is_dir():
-            reason = "its model is gone" if record["result"] else "no epoch of it is over yet"
-            raise InputError(Problem(name, f"a run without {run_folder.MODEL}/", reason))
+            remedy = "restore a copy" if record["result"] else "complete an epoch first"
+            raise InputError(Problem(name, f"{run_folder.MODEL}/ is missing", remedy))
         if not record["result"]:
-            say(f"{name}: the run is not complete; this is the epoch that is kept so far")
+            say(f"{name}: the run is not complete; using the epoch kept so far")
         name, max_length = str(folder), record["settings"].get("max_length")
     encoder_files.check_name(name)
     hub.reach(model=name)
-    model, tokenizer, max_length = encoder.load(name, None, max_length)
+    model, tokenizer, max_length, _ = encoder.load(name, None, max_length)
     device = speed.choose_device("auto")
     precision = speed.choose_precision("auto", device)
     speed.prepare(model, device, precision)
@@ -70,18 +72,19 @@ def answer(
     batch_size: int = BATCH_SIZE,
     on_batch: Callable[[int], object] = lambda texts: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The id of the class of each text, and its probability; int64 and float32 of shape (texts,).
+    """Predict each text's class id and probability: int64 and float32 of shape (texts,).
 
-    `on_batch` is called with the number of texts of each batch.
+    `on_batch` is called with the number of texts in each batch.
     """
     model, tokenizer, max_length = classifier.model, classifier.tokenizer, classifier.max_length
-    # Text far behind the last token that is read would only take memory.
+    # Tokenizing text far beyond the last token that counts would only take memory.
     texts, pairs = (
-        column and [text[: MOST_CHARACTERS * max_length] for text in column]
+        column and [text[: MAX_CHARACTERS_PER_TOKEN * max_length] for text in column]
         for column in (texts, pairs)
     )
     encoded = encoder.encode(tokenizer, texts, pairs, max_length)
-    names = [name for name in encoded if name != "attention_mask"]  # `collate` makes that.
+    # `collate` makes the attention mask.
+    names = [name for name in encoded if name != "attention_mask"]
     lengths = np.array([len(ids) for ids in encoded["input_ids"]])
     limits = batches.limits(model.device.type, max_length)
     classes, probabilities = np.empty(len(texts), np.int64), np.empty(len(texts), np.float32)

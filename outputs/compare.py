@@ -1,4 +1,4 @@
-"""Several runs → a table and a picture that tell them apart."""
+"""Compare several runs in a table and in a plot."""
 
 import hashlib
 import json
@@ -23,11 +23,12 @@ class Run(NamedTuple):
         """The kept epoch's score, or the best so far if the run is not complete."""
         if self.record["result"]:
             return self.record["result"].get(name)
-        return max((x[f"eval_{name}"] for x in self.history if f"eval_{name}" in x), default=None)
+        key = f"eval_{name}"
+        return max((line[key] for line in self.history if key in line), default=None)
 
 
-def _compared(record: dict) -> dict[str, object]:
-    """The settings in which repetitions with other seeds agree."""
+def _recipe(record: dict) -> dict[str, object]:
+    """The settings that repetitions with different seeds have in common."""
     return {
         name: value
         for name, value in record["settings"].items()
@@ -35,60 +36,60 @@ def _compared(record: dict) -> dict[str, object]:
     }
 
 
-def _contents(record: dict) -> dict[str, str]:
-    """A hash of the content of data and model, whose names may be other paths of the same files.
+def _content_hashes(record: dict) -> dict[str, str]:
+    """The hashes of data and model, because different paths can hold the same files.
 
-    For data it is that of the files, because the held-out part can depend on the seed. A data set
-    on the Hub is known by its name.
+    The files of the data are hashed, because the held-out part can depend on the seed. A data set
+    on the Hub is identified by its name.
     """
-    prints, settings = record["fingerprints"], record["settings"]
-    contents = {"data": prints.get("files"), "model": prints.get("model")}
+    fingerprints, settings = record["fingerprints"], record["settings"]
+    contents = {"data": fingerprints.get("files"), "model": fingerprints.get("model")}
     texts = {k: json.dumps(v or settings[k], sort_keys=True) for k, v in contents.items()}
     return {part: hashlib.sha256(text.encode()).hexdigest() for part, text in texts.items()}
 
 
 def _key(run: Run) -> str:
-    return json.dumps(_compared(run.record) | _contents(run.record), sort_keys=True)
+    return json.dumps(_recipe(run.record) | _content_hashes(run.record), sort_keys=True)
 
 
 def _groups(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that differ at most in the seed together, best mean accuracy first."""
+    """Groups of runs that differ at most in the seed, best mean accuracy first."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(f"{_key(run)} {bool(run.record['result'])}", []).append(run)
 
-    def rank(group: list[Run]) -> tuple[bool, float]:
+    def sort_key(group: list[Run]) -> tuple[bool, float]:
         scores = [score for run in group if (score := run.score("accuracy")) is not None]
         return not group[0].record["result"], -statistics.mean(scores or [0])
 
-    return sorted(groups.values(), key=rank)
+    return sorted(groups.values(), key=sort_key)
 
 
 def _differing(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """The settings that are not the same in all runs, and each run's value."""
-    compared = [_compared(run.record) for run in runs]
+    """The settings that differ between runs, and each run's value."""
+    recipes = [_recipe(run.record) for run in runs]
     differing = {}
-    for name in dict.fromkeys(name for settings in compared for name in settings):
-        values = [_shown(settings.get(name)) for settings in compared]
+    for name in dict.fromkeys(name for recipe in recipes for name in recipe):
+        values = [_format(recipe.get(name)) for recipe in recipes]
         if name in ("data", "model"):
-            contents = [_contents(run.record)[name] for run in runs]
-            if len({*zip(values, contents, strict=True)}) > len(set(values)):
-                values = [f"{v} {c[:6]}" for v, c in zip(values, contents, strict=True)]
-            elif len(set(contents)) == 1:
+            hashes = [_content_hashes(run.record)[name] for run in runs]
+            if len({*zip(values, hashes, strict=True)}) > len(set(values)):
+                values = [f"{v} {h[:6]}" for v, h in zip(values, hashes, strict=True)]
+            elif len(set(hashes)) == 1:
                 continue
         if len(set(values)) > 1:
             differing[name] = values
     return differing
 
 
-def _shown(value: object) -> str:
+def _format(value: object) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else "–" if value is None else str(value)
 
 
 def _spread(group: Sequence[Run], values: Sequence[float | None], digits: int) -> str:
-    """The mean of the runs' values, ± their standard deviation if there are several seeds."""
+    """The mean of the runs' values, ± the standard deviation if their seeds differ."""
     values = [value for value in values if value is not None]
     if not values:
         return "–"
@@ -98,7 +99,7 @@ def _spread(group: Sequence[Run], values: Sequence[float | None], digits: int) -
 
 
 def table(runs: Sequence[Run]) -> str:
-    """One line for all seeds of the same settings, best first: differences, scores, time."""
+    """A line for each group of runs, best first: differing settings, seeds, scores, minutes."""
     names, differing = _names(runs), _differing(runs)
     scores = ["accuracy"]
     if any(run.score("macro_f1") is not None for run in runs):
@@ -123,13 +124,13 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def _names(runs: Sequence[Run]) -> dict[Path, str]:
-    """Each run's folder, relative to the folder that holds all of them."""
+    """Each run's folder, relative to the folder that contains all runs."""
     top = os.path.commonpath([run.folder.absolute().parent for run in runs])
     return {run.folder: str(run.folder.absolute().relative_to(top)) for run in runs}
 
 
 def picture(path: Path, runs: Sequence[Run]) -> None:
-    """Draw the curves of all runs, the best ones first, as the file `path`."""
+    """Plot the learning curves of all runs, best first, in the file `path`."""
     names, differing, curves = _names(runs), _differing(runs), []
     for run in (run for group in _groups(runs) for run in group):
         score, number = run.score("accuracy"), runs.index(run)

@@ -1,4 +1,4 @@
-"""A run's record → its model card: what the Hub shows of a model, and searches for."""
+"""Make the model card of a run: text and metadata for the Hub's page and search."""
 
 import re
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from inputs import hub
 from training import settings as rules
 from training.scores import accuracy_line
 
-# The names on the Hub of models with another name here, and their license there.
+# The Hub ids of the models whose license is known.
 MODELS = {
     "builtin": "sentence-transformers/all-MiniLM-L6-v2",
     hub.DEFAULTS["model"]: hub.DEFAULTS["model"],
@@ -18,35 +18,35 @@ LICENSE = "apache-2.0"
 TEXT = """
 # {title}
 
-{base}, fine-tuned to tell {classes} apart, on {train:,} sentences of {data}.
+A text classifier with {classes}: {base}, fine-tuned on {train:,} sentences of {data}.
 
-## How good it is
+## Evaluation
 
-On {validation:,} validation sentences: {accuracy}.
-{more}
+{scores}
+
 ![Loss, accuracy and learning rate over the steps](curves.png)
 
-## How it was trained
+## Training
 
 {recipe}
 
-## What it is not for
+## Limitations
 
 {limits}
 
-## How to use it
+## Usage
 
 ```python
 from transformers import pipeline
 
-classify = pipeline("text-classification", model="the folder of this file")
-print(classify("a text of your own"))
+classify = pipeline("text-classification", model="path/to/this/folder")
+print(classify("your own text"))
 ```
 """
 
 
 def make(record: dict) -> str:
-    """The model card of a complete run, with Hub metadata on top; no times, no paths."""
+    """The model card of a complete run, with the Hub's metadata, without times or paths."""
     settings, result, sentences = record["settings"], record["result"], record["sentences"]
     base = MODELS.get(settings["model"]) or _id_of(settings["model"], "model")
     data = _id_of(hub.SHORT_NAMES.get(settings["data"], settings["data"]), "data")
@@ -54,10 +54,10 @@ def make(record: dict) -> str:
     title = f"{_last(base_name)} on {_last(data_name)}"
     repository, _, config = data_name.partition(":")
 
-    def score(name: str, kind: str, shown: str, split: str = "validation") -> EvalResult:
-        place = {"dataset_config": config or None, "dataset_split": split, "metric_name": shown}
+    def score(name: str, metric: str, label: str, split: str = "validation") -> EvalResult:
+        options = {"dataset_config": config or None, "dataset_split": split, "metric_name": label}
         task = "text-classification"
-        return EvalResult(task, repository, data_name, kind, result[name], **place)
+        return EvalResult(task, repository, data_name, metric, result[name], **options)
 
     scores = [score("accuracy", "accuracy", "Accuracy")]
     if "macro_f1" in result:
@@ -80,30 +80,27 @@ def make(record: dict) -> str:
         data=data_name,
         classes=_classes(record["labels"]),
         train=sentences["train"],
-        validation=sentences["validation"],
-        accuracy=accuracy_line(result, sentences["validation"]),
-        more="".join(f"{line}\n" for line in _more(result, sentences)),
+        scores="\n".join(f"- {line}" for line in _scores(result, sentences)),
         recipe="\n".join(f"- {line}" for line in _recipe(settings, record["versions"])),
         limits="\n".join(f"- {line}" for line in _limits(settings, data_name)),
     )
     return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n{text}"))
 
 
-def _more(result: dict, sentences: dict) -> Iterator[str]:
+def _scores(result: dict, sentences: dict) -> Iterator[str]:
+    yield f"Validation split: {accuracy_line(result, sentences['validation'])}."
     if "macro_f1" in result:
-        yield f"Macro-F1 {result['macro_f1']:.4f}: the mean of F1 over classes, rare or not."
+        yield f"Validation split: macro-F1 {result['macro_f1']:.4f}, the mean F1 of all classes."
     points = 100 * result["calibration_error"]
-    yield f"Its probabilities are {points:.1f} points off (expected calibration error)."
+    yield f"Expected calibration error: {points:.1f} points between probability and accuracy."
     if "test_accuracy" in result:
-        yield (
-            f"On {sentences['test']:,} test sentences, by which nothing was chosen: accuracy "
-            f"{result['test_accuracy']:.4f}."
-        )
+        size = f"{sentences['test']:,} sentence{'s' * (sentences['test'] != 1)}"
+        yield f"Test split ({size}, used once, at the end): accuracy {result['test_accuracy']:.4f}."
 
 
 def _recipe(settings: dict, versions: dict) -> Iterator[str]:
     for name, value in settings.items():
-        is_named = name in ("model", "data")  # In the card's first sentence.
+        is_named = name in ("model", "data")
         if rules.affects(name) == rules.RESULT and not is_named and value is not None:
             yield f"`{name}`: {', '.join(value) if isinstance(value, list) else value}"
     for name in ("torch", "transformers"):
@@ -113,29 +110,29 @@ def _recipe(settings: dict, versions: dict) -> Iterator[str]:
 def _limits(settings: dict, data_name: str) -> Iterator[str]:
     if settings["keep"] != "last" and settings["epochs"] > 1:
         yield (
-            f"The best of {settings['epochs']} epochs on these validation sentences was kept: on "
-            "others it may do a little worse."
+            f"The best of {settings['epochs']} epochs was chosen by its validation score. "
+            "Scores on new text may be slightly lower."
         )
     yield (
-        f"It was tried on {data_name} only. Sentences of another kind or language, or of none of "
-        "these classes, get one of these labels all the same."
+        f"The model was evaluated on {data_name} only. Text of another kind, language or class "
+        "still gets one of these labels."
     )
-    yield f"It reads at most {settings['max_length']} tokens of a text."
-    yield "It repeats the errors and omissions of the texts that it learned from."
+    yield f"The model reads the first {settings['max_length']} tokens of a text."
+    yield "The model repeats the errors and omissions of its training data."
 
 
 def _id_of(name: str, part: str) -> str | None:
-    """The name where it is one on the Hub, else None."""
+    """`name` if it is an id on the Hub, else None."""
     repository = name.partition(":")[0]
-    is_there = hub.is_needed(part, name) and "/" in name and hub.is_id(repository)
-    return name if is_there else None
+    is_on_hub = hub.is_needed(part, name) and "/" in name and hub.is_id(repository)
+    return name if is_on_hub else None
 
 
 def _last(name: str) -> str:
-    """The last part of a path or an id, because a card holds no path of a machine."""
+    """The last part of a path or an id, because a card must not hold a machine's path."""
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1] or name
 
 
 def _classes(names: list[str]) -> str:
-    few = ", ".join(f"`{name}`" for name in names[:10])
-    return few if len(names) <= 10 else f"{len(names)} classes ({few}, …)"
+    listed = ", ".join(f"`{name}`" for name in names[:10])
+    return f"{len(names)} classes ({listed}{', …' * (len(names) > 10)})"

@@ -1,7 +1,7 @@
-"""The numbers of a run → plots: PNG, legible at 1000 pixels, in print and without colours.
+"""Plot the metrics of runs as PNG files, legible at 1000 pixels, in print and in grey.
 
-Colours are Okabe and Ito's, which colour-blind readers tell apart; curves also differ in markers or
-line styles.
+The colours are Okabe and Ito's, which colour-blind readers can tell apart. Curves also differ in
+markers or line styles.
 """
 
 import io
@@ -27,17 +27,18 @@ STYLE = {
     "grid.color": "#dddddd",
     "axes.axisbelow": True,
     "legend.frameon": False,
-    "text.parse_math": False,  # A dollar sign in a label is a dollar sign.
+    # Otherwise matplotlib reads a dollar sign in a class name as mathematics.
+    "text.parse_math": False,
     "savefig.dpi": 150,
 }
-LONGEST_NAME = 24
-MOST_NAMED_CLASSES, MOST_COUNTED_CLASSES = 40, 12
-MOST_RUNS = 12  # A picture of more can't be read.
+MAX_NAME_LENGTH = 24  # characters
+# Plots of more names, counts or runs are illegible.
+MAX_NAMED_CLASSES, MAX_COUNTED_CLASSES, MAX_RUNS = 40, 12, 12
 
 
-def short(name: str, limit: int = LONGEST_NAME) -> str:
-    """A name that fits into a picture."""
-    # A file's name can hold bytes that are no character; each becomes a question mark.
+def short(name: str, limit: int = MAX_NAME_LENGTH) -> str:
+    """The name, shortened to fit into a plot."""
+    # A file name can hold bytes that are not UTF-8; each becomes a question mark.
     name = " ".join(name.encode(errors="replace").decode().split())
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
@@ -45,13 +46,14 @@ def short(name: str, limit: int = LONGEST_NAME) -> str:
 def _save(figure: Figure, path: Path) -> None:
     content = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # The font does not have all letters.
+        # The font lacks some characters.
+        warnings.simplefilter("ignore")
         figure.savefig(content, format="png", metadata={"Software": None})
     disk.write_whole(path, lambda file: file.write(content.getvalue()))
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """The mean of each value and its neighbours: at least one on each side, a fifteenth of all."""
+    """The moving average over a fifteenth of all values, but at least three."""
     kernel = np.ones(min(2 * max(1, len(values) // 30) + 1, len(values)))
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
@@ -64,10 +66,10 @@ def _columns(lines: Sequence[dict], *names: str) -> list[np.ndarray]:
 def curves(
     path: Path, history: Sequence[dict], title: str, kept: dict | None, intervals: Sequence[tuple]
 ) -> None:
-    """Training loss, validation loss and accuracy, and learning rate over the steps of a run.
+    """Plot the losses, validation scores and learning rate of a run over its steps.
 
-    `history` has the lines of metrics.jsonl; `kept` is the result, None if the run is not complete;
-    `intervals` are the 95 % intervals of the accuracies.
+    `history` holds the lines of metrics.jsonl; `kept` is the result, None if the run is not
+    complete; `intervals` are the 95 % intervals of the accuracies.
     """
     logged = [line for line in history if "loss" in line]
     evaluated = [line for line in history if "eval_loss" in line]
@@ -76,7 +78,8 @@ def curves(
     figure.suptitle(title, fontsize=12)
     if logged:
         steps, losses, rates = _columns(logged, "step", "loss", "learning_rate")
-        dots = "." if len(steps) < 30 else None  # A line of one value could not be seen.
+        # Without a marker, a line of one value is invisible.
+        dots = "." if len(steps) < 30 else None
         top.plot(steps, losses, SKY, lw=1, marker=dots, label="training, as logged")
         smoothed = {"lw": 2.2, "marker": dots, "zorder": 3, "label": "training, smoothed"}
         top.plot(steps, smooth(losses), BLUE, **smoothed)
@@ -85,26 +88,26 @@ def curves(
         steps, losses, accuracies = _columns(evaluated, "step", "eval_loss", "eval_accuracy")
         top.plot(steps, losses, color=VERMILION, linestyle="--", marker="s", label="validation")
         ends = np.abs(np.array(intervals).T - accuracies)
-        look = {"color": VERMILION, "linestyle": "--", "marker": "s", "capsize": 4}
-        middle.errorbar(steps, accuracies, ends, **look, label="accuracy, 95 % interval")
+        style = {"color": VERMILION, "linestyle": "--", "marker": "s", "capsize": 4}
+        middle.errorbar(steps, accuracies, ends, **style, label="accuracy, 95 % interval")
         if "eval_macro_f1" in evaluated[0]:
             (scores,) = _columns(evaluated, "eval_macro_f1")
-            # Small and in front, because it may equal the accuracy.
+            # Small markers in front, because macro-F1 may equal the accuracy.
             marks = {"marker": "^", "markersize": 4, "zorder": 2.5, "label": "macro-F1"}
             middle.plot(steps, scores, color=GREEN, linestyle=":", **marks)
         for step, axes in itertools.product(steps, (top, middle, bottom)):
             axes.axvline(step, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
         if kept:
-            where = evaluated[kept["epoch"]]["step"], kept["accuracy"]
+            point = evaluated[kept["epoch"]]["step"], kept["accuracy"]
             label = f"kept: epoch {kept['epoch']}, accuracy {kept['accuracy']:.4f}"
-            middle.plot(*where, "*", color="black", markersize=16, zorder=3, label=label)
+            middle.plot(*point, "*", color="black", markersize=16, zorder=3, label=label)
         _legend_above(middle)
-    # Leaves room for the markers at the edges, even if there is only one value.
+    # The limits leave room for the markers at the edges, even with one value.
     last = max((line["step"] for line in history), default=1)
     highest = max((line.get("loss", line.get("eval_loss", 0)) for line in history), default=1)
     top.set(ylim=(0, 1.08 * highest), ylabel="loss (nats)")
-    middle.set(ylabel="validation")
-    bottom.set(xlim=(0, 1.04 * last), xlabel="optimizer steps (dotted: the end of an epoch)")
+    middle.set(ylabel="validation score")
+    bottom.set(xlim=(0, 1.04 * last), xlabel="optimizer steps (dotted: end of an epoch)")
     bottom.set(ylim=(0, None), ylabel="learning rate")
     bottom.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     if logged or evaluated:
@@ -113,77 +116,78 @@ def curves(
 
 
 def _legend_above(axes: Axes) -> None:
-    # Inside the axes it would cover a curve.
+    # A legend inside the axes would cover a curve.
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, borderaxespad=0.2)
 
 
 @matplotlib.rc_context(STYLE)
 def confusion(path: Path, matrix: np.ndarray, names: Sequence[str], title: str) -> None:
-    """The predictions for the sentences of each class; `matrix` has a row for each label."""
+    """Plot a confusion matrix; `matrix` has a row for each label, a column for each prediction."""
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     size = 4.2 + 0.55 * min(len(names), 16)
     figure = Figure(figsize=(size + 1.2, size), layout="compressed")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.grid(False)
-    if len(names) <= MOST_COUNTED_CLASSES:
+    if len(names) <= MAX_COUNTED_CLASSES:
         for row, column in np.ndindex(matrix.shape):
             text = f"{matrix[row, column]:,}\n{shares[row, column]:.1%}"
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=10)
-    ticks = range(len(names)) if len(names) <= MOST_NAMED_CLASSES else []
-    shown = [short(names[number]) for number in ticks]
-    upright = len(names) > 3 or max(map(len, shown), default=0) > 12
-    axes.set_xticks(ticks, shown, rotation=90 if upright else 0)
-    axes.set_yticks(ticks, shown)
+    ticks = range(len(names)) if len(names) <= MAX_NAMED_CLASSES else []
+    tick_labels = [short(names[number]) for number in ticks]
+    upright = len(names) > 3 or max(map(len, tick_labels), default=0) > 12
+    axes.set_xticks(ticks, tick_labels, rotation=90 if upright else 0)
+    axes.set_yticks(ticks, tick_labels)
     axes.set(xlabel="prediction", ylabel="label")
     axes.set_title(title, fontsize=12)
-    figure.colorbar(image, ax=axes, label="share of the sentences with this label", shrink=0.8)
+    figure.colorbar(image, ax=axes, label="share of the label's sentences", shrink=0.8)
     _save(figure, path)
 
 
 @matplotlib.rc_context(STYLE)
 def calibration(path: Path, bins: Sequence[dict], title: str) -> None:
-    """How often answers of a given probability are right; `bins` come from scores.calibration."""
+    """Plot accuracy over predicted probability, in the bins of `scores.calibration`."""
     figure = Figure(figsize=(8, 7.4), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True, height_ratios=[3, 1])
     low, high, confidence, accuracy, count = (
-        np.array([one[name] for one in bins])
+        np.array([entry[name] for entry in bins])
         for name in ("low", "high", "probability", "accuracy", "sentences")
     )
     widths, middles = (high - low) * 0.92, (low + high) / 2
-    top.bar(middles, accuracy, widths, color=SKY, edgecolor=BLUE, label="accuracy of the answers")
-    top.plot(confidence, accuracy, "o", color=BLUE, label="at their mean probability")
-    top.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1.2, label="as it should be")
-    top.set(ylabel="share that is right", ylim=(0, 1.02))
+    top.bar(middles, accuracy, widths, color=SKY, edgecolor=BLUE, label="accuracy in the bin")
+    top.plot(confidence, accuracy, "o", color=BLUE, label="mean probability in the bin")
+    top.plot([0, 1], [0, 1], "k--", lw=1.2, label="perfect calibration")
+    top.set(ylabel="accuracy", ylim=(0, 1.02))
     _legend_above(top)
     figure.suptitle(title, fontsize=12)
     bars = bottom.bar(middles, count, widths, color=GREY)
     bottom.bar_label(bars, [f"{number:,}" for number in count], fontsize=9)
-    bottom.margins(y=0.2)  # Room for the numbers.
-    bottom.set(ylabel="sentences", xlabel="probability of the answer, as the model gives it")
+    # Leaves room for the counts above the bars.
+    bottom.margins(y=0.2)
+    bottom.set(ylabel="sentences", xlabel="predicted probability")
     bottom.set(xlim=(float(low.min()) - 0.02 if len(low) else 0, 1.02))
     _save(figure, path)
 
 
 @matplotlib.rc_context(STYLE)
 def comparison(path: Path, runs: Sequence[tuple[str, Sequence[dict]]]) -> None:
-    """The curves of several runs over one another, best first; `runs` are names and histories."""
-    figure = Figure(figsize=(9, 8 + 0.26 * min(len(runs), MOST_RUNS)), layout="constrained")
+    """Plot the learning curves of several runs, best first; `runs` are names and histories."""
+    figure = Figure(figsize=(9, 8 + 0.26 * min(len(runs), MAX_RUNS)), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True)
-    looks = zip(
+    styles = zip(
         itertools.cycle([BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "black"]),
         itertools.cycle(["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1))]),
         itertools.cycle("os^Dv*XP"),
         strict=False,
     )
-    for (name, history), (colour, line_style, mark) in zip(runs[:MOST_RUNS], looks, strict=False):
-        # matplotlib does not show a label that begins with an underscore.
-        look = {"color": colour, "linestyle": line_style, "label": f" {short(name, 90)}"}
-        steps, losses = _columns([x for x in history if "loss" in x], "step", "loss")
-        top.plot(steps, smooth(losses) if len(losses) else losses, **look)
+    for (name, history), (colour, line_style, mark) in zip(runs[:MAX_RUNS], styles, strict=False):
+        # matplotlib hides a label that begins with an underscore, hence the space.
+        style = {"color": colour, "linestyle": line_style, "label": f" {short(name, 90)}"}
+        steps, losses = _columns([line for line in history if "loss" in line], "step", "loss")
+        top.plot(steps, smooth(losses) if len(losses) else losses, **style)
         evaluated = [line for line in history if "eval_loss" in line]
-        bottom.plot(*_columns(evaluated, "step", "eval_accuracy"), marker=mark, **look)
+        bottom.plot(*_columns(evaluated, "step", "eval_accuracy"), marker=mark, **style)
     top.set(ylabel="training loss, smoothed (nats)", ylim=(0, None))
     bottom.set(ylabel="validation accuracy", xlabel="optimizer steps", xlim=(0, None))
     if runs:

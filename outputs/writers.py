@@ -1,4 +1,4 @@
-"""Rows and their answers → a csv, tsv, jsonl or parquet file, or one for GLUE's server."""
+"""Write predictions as a csv, tsv, jsonl or parquet file, or as a file for GLUE's server."""
 
 import codecs
 import contextlib
@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-PREDICTION, PROBABILITY = "prediction", "probability"  # The columns that are added.
-Answer = tuple[int, float] | None  # The id of the class and its probability; None for no text.
+PREDICTION, PROBABILITY = "prediction", "probability"
+# A class id and its probability; None for a blank text.
+Answer = tuple[int, float] | None
 Answered = Iterable[tuple[list[dict], list[Answer]]]
 Write = Callable[[list[dict]], object]
 
@@ -18,31 +19,31 @@ Write = Callable[[list[dict]], object]
 def write_table(
     out: BinaryIO, ending: str, source: Path, columns: list[str], names: list[str], rows: Answered
 ) -> None:
-    """Write the rows of the file `source` with the label of each and its probability.
+    """Write the rows of the file `source` with their predictions and probabilities.
 
-    The `ending` decides the form, `columns` are those of all rows, `names` those of the classes.
+    `ending` chooses the format, `columns` are the columns of all rows, `names` the class names.
     """
     with WRITERS[ending](out, [*columns, PREDICTION, PROBABILITY], source) as write:
         for window, answers in rows:
-            for row, best in zip(window, answers, strict=True):
-                row[PREDICTION] = names[best[0]] if best else None
-                row[PROBABILITY] = round(best[1], 6) if best else None
+            for row, answer in zip(window, answers, strict=True):
+                row[PREDICTION] = names[answer[0]] if answer else None
+                row[PROBABILITY] = round(answer[1], 6) if answer else None
             write(window)
 
 
 def write_glue(out: BinaryIO, rows: Answered) -> None:
-    """Write a file for the GLUE benchmark's server: row numbers from 0, and ids of classes."""
+    """Write a file for the GLUE benchmark's server: row numbers from 0, and class ids."""
     out.write(b"index\tprediction\n")
     number = 0
     for _, answers in rows:
-        for best in answers:
-            out.write(b"%d\t%d\n" % (number, best[0]))
+        for answer in answers:
+            out.write(b"%d\t%d\n" % (number, answer[0]))
             number += 1
     out.flush()
 
 
 def csv_writer(out: BinaryIO, dialect: str = "excel") -> Callable[[list], object]:
-    """A function that writes a row as UTF-8, with a newline at its end."""
+    """A function that writes a row as UTF-8 and ends it with a newline."""
     text = codecs.getwriter("utf-8")(out)
     plain, quoted = (
         csv.writer(text, dialect, lineterminator="\n", quoting=quoting)
@@ -50,7 +51,7 @@ def csv_writer(out: BinaryIO, dialect: str = "excel") -> Callable[[list], object
     )
 
     def write(row: list) -> None:
-        # Python 3.11 does not quote a carriage return, and readers would end the row there.
+        # Python 3.11 does not quote a carriage return, so readers would end the row there.
         (quoted if any("\r" in str(cell) for cell in row) else plain).writerow(row)
 
     return write
@@ -71,7 +72,7 @@ def _csv(out: BinaryIO, columns: list[str], _: Path, dialect: str = "excel") -> 
 @contextlib.contextmanager
 def _jsonl(out: BinaryIO, columns: list[str], _: Path) -> Iterator[Write]:
     def write(rows: list[dict]) -> None:
-        # JSON has no nan.
+        # JSON has no NaN.
         rows = ({k: None if v != v else v for k, v in row.items()} for row in rows)
         lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
         out.write("".join(lines).encode())
@@ -81,10 +82,11 @@ def _jsonl(out: BinaryIO, columns: list[str], _: Path) -> Iterator[Write]:
 
 @contextlib.contextmanager
 def _parquet(out: BinaryIO, columns: list[str], source: Path) -> Iterator[Write]:
-    import pyarrow  # Here, because --help must not wait for it.
+    # Slow imports, which --help must not wait for.
+    import pyarrow
     import pyarrow.parquet
 
-    # Columns of other files may hold anything, so each value is written as text.
+    # A column of any other format can mix types, so each value is written as text.
     is_typed = source.suffix.lower() == ".parquet"
     schema = pyarrow.parquet.read_schema(source) if is_typed else pyarrow.schema([])
     for name in columns[len(schema) :]:
@@ -112,7 +114,7 @@ def _text(value: object) -> str | None:
         return value
     if isinstance(value, list | dict | bool):
         return json.dumps(value, ensure_ascii=False, default=str)
-    return str(value)  # A date, a decimal number.
+    return str(value)
 
 
 WRITERS = {

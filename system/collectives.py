@@ -1,6 +1,6 @@
-"""Values and tensors that the processes of a run exchange; alone, a process gets its own back.
+"""Exchange of values and tensors between the processes of a run; a single process keeps its own.
 
-torch is imported inside functions, because a wrong flag is answered before its import.
+torch is imported inside functions, so that a wrong flag is answered before the slow import.
 """
 
 import contextlib
@@ -18,19 +18,20 @@ if TYPE_CHECKING:
     from torch import distributed, nn
 
 T = TypeVar("T")
-LONGEST_WAIT = datetime.timedelta(days=7)  # All wait while one reads and tokenizes the data.
+# All processes wait while one process reads and tokenizes the data.
+MAX_WAIT = datetime.timedelta(days=7)
 
 
 @functools.cache
 def _objects_group() -> "distributed.ProcessGroup":
-    """The gloo group for Python objects, in which one process may wait long for another."""
+    """The gloo group for Python objects, with a timeout for long waits."""
     from torch import distributed
 
-    return distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+    return distributed.new_group(backend="gloo", timeout=MAX_WAIT)
 
 
 def all_gather(value: T) -> list[T]:
-    """The `value` of every process, in the order of their ranks."""
+    """The `value` of every process, in the order of ranks."""
     values = [value] * ranks.world_size()
     if len(values) > 1:
         from torch import distributed
@@ -41,20 +42,20 @@ def all_gather(value: T) -> list[T]:
 
 def from_main(function: Callable[..., T], *arguments: object) -> T:
     """Call `function` in the main process only; every process gets its value or InputError."""
-    box = [None]
+    values = [None]
     with together():
         if ranks.is_main():
-            box = [function(*arguments)]
+            values = [function(*arguments)]
     if ranks.world_size() > 1:
         from torch import distributed
 
-        distributed.broadcast_object_list(box, 0, _objects_group())
-    return box[0]
+        distributed.broadcast_object_list(values, 0, _objects_group())
+    return values[0]
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Raise an InputError, or an exit, of one process in all of them."""
+    """Raise an InputError or SystemExit of one process in all processes."""
     if ranks.world_size() == 1:
         yield
         return
@@ -69,29 +70,31 @@ def together() -> Iterator[None]:
     for host, other_problems, _ in others:
         new = (problem for problem in other_problems if problem not in problems)
         problems = problems + [problem._replace(host=host) for problem in new]
-    if end:  # After --help, in the main process.
+    # --help in the main process ends all processes.
+    if end:
         raise end
     console.raise_any([*dict.fromkeys(problems)])
 
 
 @contextlib.contextmanager
 def local_main_first() -> Iterator[None]:
-    """Let the first process of a machine fill the caches before the others use them.
+    """Let the first process of a machine fill the caches before the other processes use them.
 
-    An InputError of one process is raised in all.
+    An InputError of one process is raised in all processes.
     """
+    # together() waits for all processes: first for the local main process, then for the others.
     if not ranks.is_local_main():
-        with together():  # Waits for the first process.
+        with together():
             pass
     with together():
         yield
     if ranks.is_local_main():
-        with together():  # Waits for the others.
+        with together():
             pass
 
 
 def highest(number: int) -> int:
-    """The highest `number` of all processes, such as that of a signal which one of them got."""
+    """The highest `number` of all processes, such as the number of a signal."""
     if ranks.world_size() == 1:
         return number
     import torch
@@ -103,7 +106,7 @@ def highest(number: int) -> int:
 
 
 def all_reduce_sum(tensor: "torch.Tensor") -> None:
-    """Put the sum over all processes in place of `tensor`."""
+    """Replace `tensor` by its sum over all processes."""
     if ranks.world_size() > 1:
         from torch import distributed
 
@@ -111,7 +114,7 @@ def all_reduce_sum(tensor: "torch.Tensor") -> None:
 
 
 def broadcast_weights(model: "nn.Module") -> None:
-    """Put the main process's weights in place of those of the others, one tensor at a time."""
+    """Send the main process's weights to the other processes, one tensor at a time."""
     if ranks.world_size() > 1:
         from torch import distributed
 
@@ -120,7 +123,7 @@ def broadcast_weights(model: "nn.Module") -> None:
 
 
 def broadcast_averages(optimizer: "torch.optim.Optimizer") -> None:
-    """Put the main process's state of AdamW in place of that of the others, tensor by tensor."""
+    """Send the main process's AdamW state to the other processes, one tensor at a time."""
     if ranks.world_size() == 1:
         return
     import torch
@@ -128,8 +131,8 @@ def broadcast_averages(optimizer: "torch.optim.Optimizer") -> None:
 
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     names = from_main(lambda: [list(optimizer.state[p]) for p in parameters])
-    for parameter, of_parameter in zip(parameters, names, strict=True):
-        for name in of_parameter:
+    for parameter, state_names in zip(parameters, names, strict=True):
+        for name in state_names:
             if not ranks.is_main():
                 like = torch.tensor(0.0, device=parameter.device) if name == "step" else parameter
                 optimizer.state[parameter][name] = torch.zeros_like(like, requires_grad=False)
@@ -137,51 +140,53 @@ def broadcast_averages(optimizer: "torch.optim.Optimizer") -> None:
 
 
 def data_parallel(model: "nn.Module") -> "nn.Module":
-    """The model with gradients that are the mean over all processes after each backward pass.
+    """Wrap the model, so that each backward pass averages gradients over all processes.
 
-    Sparse gradients are left to `mean_of_rows`. The main process's weights are sent to the others.
+    `mean_of_rows` averages sparse gradients. All processes get the main process's weights.
     """
     if ranks.world_size() == 1:
         return model
     from torch import distributed
     from torch.nn.parallel import DistributedDataParallel
 
-    # In torch 2.13 two threads of a sparse all-reduce (_ALLREDUCE_SPARSE) write its long name into
-    # one string, and once in some thousand steps into freed memory: the process crashes, or worse.
-    parts = [path for path, part in model.named_modules() if getattr(part, "sparse", False)]
-    sparse = [f"{path}.weight" for path in parts]
+    # In torch 2.13 two threads of a sparse all-reduce write its name (_ALLREDUCE_SPARSE) into one
+    # string. Once in some thousand steps they corrupt memory, and the process can crash.
+    paths = [path for path, part in model.named_modules() if getattr(part, "sparse", False)]
+    sparse = [f"{path}.weight" for path in paths]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, sparse)
     for name in sparse:
         distributed.broadcast(model.get_parameter(name).data, 0)
     return DistributedDataParallel(
         model,
-        forward_sync_buffers=False,  # Training changes none of an encoder's buffers.
-        gradient_as_bucket_view=True,  # Saves a copy of all gradients.
-        # Some encoders have weights that no classifier reads. Also, only then the order of the sum
-        # is the same from the first step on, so that a resumed run repeats it bit for bit.
+        # Training changes no buffers of an encoder. The bucket view saves a copy of all gradients.
+        forward_sync_buffers=False,
+        gradient_as_bucket_view=True,
+        # Some encoders have weights that no classifier reads. Also, this keeps the order of sums
+        # equal from the first step on, so that a resumed run has equal bits.
         find_unused_parameters=True,
     )
 
 
 def no_sync(model: "nn.Module", enabled: bool) -> contextlib.AbstractContextManager:
-    """If enabled, gradients computed inside are not exchanged yet, only added up."""
+    """If enabled, gradients computed inside are added up and not exchanged yet."""
     is_needed = enabled and ranks.world_size() > 1
     return model.no_sync() if is_needed else contextlib.nullcontext()
 
 
 def mean_of_rows(rows: "torch.Tensor", mean: "torch.Tensor") -> None:
-    """Put the mean over all processes of `rows`, a sparse matrix, into the dense matrix `mean`."""
+    """Write the mean of the sparse matrix `rows` over all processes into the dense `mean`."""
     import torch
     from torch import distributed
     from torch.nn.functional import pad
 
     rows = rows.coalesce()
-    numbers, values = rows.indices()[0], rows.values() / ranks.world_size()
-    missing = highest(len(numbers)) - len(numbers)  # Zeros are added to the first row instead.
+    indices, values = rows.indices()[0], rows.values() / ranks.world_size()
+    # Gathered tensors need equal sizes, so shorter ones are filled up with zeros for row 0.
+    missing = highest(len(indices)) - len(indices)
     gathered = []
-    for own in (pad(numbers, (0, missing)), pad(values, (0, 0, 0, missing))):
+    for own in (pad(indices, (0, missing)), pad(values, (0, 0, 0, missing))):
         gathered.append([torch.empty_like(own) for _ in range(ranks.world_size())])
         distributed.all_gather(gathered[-1], own)
     mean.zero_()
-    for numbers_and_values in zip(*gathered, strict=True):
-        mean.index_add_(0, *numbers_and_values)
+    for indices_and_values in zip(*gathered, strict=True):
+        mean.index_add_(0, *indices_and_values)

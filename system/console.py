@@ -1,4 +1,4 @@
-"""Everything a person sees: problems, messages, progress; also exit codes and signals."""
+"""Output on the terminal (problems, messages, progress), exit codes and signals."""
 
 import argparse
 import contextlib
@@ -20,20 +20,21 @@ SECONDS_BETWEEN_LOG_LINES = 30
 WITH_TOTAL = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}"
 WITHOUT_TOTAL = "{desc}: {n_fmt}, {rate_fmt}{postfix}"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-OUT_OF_MEMORY = (
-    "out of memory; put fewer sentences on the device at a time with --micro-batch-size, or fewer "
-    "tokens with --max-length"
-)
+OUT_OF_MEMORY = "out of memory; use a smaller --micro-batch-size or --max-length"
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong; `str` gives `flag where: what; remedy`."""
+    """One problem; its text is `host: flag where: what; remedy`, without the empty parts.
 
-    where: str  # A file and its line, a name, a flag.
+    `where` is a name, a flag, or a file and its line. `flag` is the flag with the value `where`.
+    `host` is the machine, if it is not the main process's machine.
+    """
+
+    where: str
     what: str
     remedy: str = ""
-    flag: str = ""  # The flag by which `where` was given, if it was.
-    host: str = ""  # The machine, if the main process is on another one.
+    flag: str = ""
+    host: str = ""
 
     def __str__(self) -> str:
         place = " ".join(filter(None, (self.flag, self.where)))
@@ -42,7 +43,7 @@ class Problem(NamedTuple):
 
 
 class InputError(ValueError):
-    """The input is wrong. `problems` holds a `Problem` for each thing to mend."""
+    """The input is wrong; `problems` holds each `Problem` to correct."""
 
     def __init__(self, *problems: Problem):
         super().__init__("\n".join(map(str, problems)))
@@ -50,11 +51,11 @@ class InputError(ValueError):
 
 
 class RunError(RuntimeError):
-    """The run could not continue: no memory, a full disk, a loss that is not finite."""
+    """The run could not continue: out of memory, a full disk, a loss that is not finite."""
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop, and the run has reached a place to continue from."""
+    """A signal stopped the program at a safe point."""
 
     def __init__(self, signal_number: int):
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
@@ -63,7 +64,7 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def collect_problems(problems: list[Problem]) -> Iterator[None]:
-    """Add the problems of an InputError to a list, so that all are reported at once."""
+    """Add the problems of an InputError to a list, so that all problems are reported at once."""
     try:
         yield
     except InputError as error:
@@ -77,7 +78,7 @@ def raise_any(problems: Sequence[Problem]) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line whose errors are reported like all others."""
+    """A command-line parser that raises InputError instead of exiting."""
 
     def __init__(self, **options: object):
         form = argparse.RawDescriptionHelpFormatter
@@ -94,7 +95,8 @@ def say(message: str) -> None:
 
 
 def _print_error(message: str) -> None:
-    with contextlib.suppress(OSError):  # There is nowhere left to report it.
+    # A failure of stderr itself cannot be reported.
+    with contextlib.suppress(OSError):
         tqdm.write(message, file=sys.stderr)
         sys.stderr.flush()
 
@@ -113,18 +115,21 @@ def result(line: str) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The text of an error on one line, or the name of its type if it has no text."""
+    """The text of an error on one line, or the name of its type if the text is empty."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 class LogProgress(tqdm):
     """Progress as plain lines, for a log file."""
 
-    _instances: ClassVar = weakref.WeakSet()  # tqdm.write redraws the bars in its own set.
-    monitor_interval: ClassVar = 0  # No thread that redraws it.
+    # This set is separate, because tqdm.write redraws the bars in tqdm's set.
+    _instances: ClassVar = weakref.WeakSet()
+    # 0: no thread redraws the bar.
+    monitor_interval: ClassVar = 0
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        if msg is None:  # Otherwise tqdm clears the bar.
+        # tqdm clears a bar by an empty message.
+        if msg is None:
             with contextlib.suppress(OSError):
                 print(str(self), file=sys.stderr, flush=True)
         return False
@@ -133,8 +138,8 @@ class LogProgress(tqdm):
 def progress(total: int | None, unit: str, desc: str, done: int = 0, show: bool = True) -> tqdm:
     """A bar on a terminal or in a notebook, and plain lines in a log file.
 
-    `total` is the number of `unit`s, None if it is not known; `done` of them were done before. With
-    `show` False other work, of which this is a part, shows its own progress.
+    `total` is the number of `unit`s, or None if it is unknown; `done` is the number from an earlier
+    process. `show` is False if the caller shows its own progress.
     """
     options = {"unit_scale": (total or 0) >= 10_000, "delay": 2, "initial": done}
     options["disable"] = not (show and ranks.is_main())
@@ -158,25 +163,26 @@ def _set_signals(handler: Callable | signal.Handlers) -> None:
 
 
 def _write_now(text: str) -> None:
-    # Not print(), which fails in a signal's handler if the signal interrupts another print().
+    # print() would fail in a signal handler if the signal interrupts another print().
     with contextlib.suppress(OSError):
         os.write(2, text.encode())
 
 
 def end_on_signals() -> None:
-    """From now on Ctrl-C and SIGTERM end the program at once, with 130 and 143 and one line."""
+    """Let Ctrl-C and SIGTERM end the program at once, with one line and exit code 130 or 143."""
 
     def end(signal_number: int, _: object) -> None:
         if ranks.is_main():
             hint = ", perhaps because another process ended" if ranks.world_size() > 1 else ""
             _write_now(f"\nstopped by {signal.Signals(signal_number).name}{hint}\n")
-        os._exit(128 + signal_number)  # Libraries swallow an exception during their import.
+        # Libraries would swallow an exception during their import.
+        os._exit(128 + signal_number)
 
     _set_signals(end)
 
 
 def stop_on_signals() -> None:
-    """From now on Ctrl-C and SIGTERM raise Stopped, so that open files can be removed."""
+    """Let Ctrl-C and SIGTERM raise Stopped, so that open files can be removed."""
 
     def stop(signal_number: int, _: object) -> None:
         raise Stopped(signal_number)
@@ -185,18 +191,18 @@ def stop_on_signals() -> None:
 
 
 def ignore_signals() -> None:
-    """Let this process report why it ends: torchrun ends all processes when one has ended."""
+    """Ignore signals, so that a failed process can report its error before torchrun ends it."""
     _set_signals(signal.SIG_IGN)
 
 
 class DeferredSignals:
-    """Inside, Ctrl-C or SIGTERM is only noted in `number`; without torchrun a second one acts."""
+    """Inside, `number` stores a Ctrl-C or SIGTERM; without torchrun a second one acts at once."""
 
     def __init__(self) -> None:
         self.number = 0
 
     def __enter__(self) -> "DeferredSignals":
-        # Only the main thread gets signals; in any other they are another program's.
+        # Only the main thread may set signal handlers.
         is_main_thread = threading.current_thread() is threading.main_thread()
         numbers = STOP_SIGNALS if is_main_thread else ()
         self._before = {number: signal.getsignal(number) for number in numbers}
@@ -206,7 +212,7 @@ class DeferredSignals:
 
     def _note(self, signal_number: int, _: object) -> None:
         self.number = self.number or signal_number
-        hint = "" if ranks.is_launched() else "; a second signal stops it at once"
+        hint = "" if ranks.is_launched() else "; a second signal stops the run at once"
         if not ranks.is_launched():
             self._restore()
         if ranks.is_main():
@@ -225,20 +231,21 @@ class DeferredSignals:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device or the machine had too little memory; only the text tells for torch."""
-    text = re.search("out of memory|allocate|alloc_failed", str(error), re.IGNORECASE)
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(text))
+    """True if device or machine ran out of memory; only its text identifies torch's error."""
+    match = re.search("out of memory|allocate|alloc_failed", str(error), re.IGNORECASE)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(match))
 
 
 @contextlib.contextmanager
 def exit_codes(may_report: Callable[[], bool] = ranks.is_main) -> Iterator[None]:
-    """Turn what can go wrong into `error: …` lines on stderr and an exit code.
+    """Turn errors into `error: …` lines on stderr and an exit code.
 
-    2: the input is wrong; 1: the run could not continue; 130 and 143: Ctrl-C and SIGTERM. Of
-    several processes the one that `may_report` prints.
+    2: the input is wrong; 1: the run could not continue; 130: Ctrl-C; 143: SIGTERM. A process
+    prints lines only if its `may_report()` is true.
     """
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # Closed by the caller (`>&-`).
+        # The caller may have closed a stream (`>&-`).
+        if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
     try:
         yield
@@ -249,7 +256,7 @@ def exit_codes(may_report: Callable[[], bool] = ranks.is_main) -> Iterator[None]
         say(str(stop))
         raise SystemExit(stop.exit_code) from None
     except BrokenPipeError:
-        # Nobody reads stdout any more (`| head`); Python's buffer for it is thrown away.
+        # The reader of stdout has ended (`| head`), so Python's buffer goes to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         messages, code = ["stdout was closed before the run was over"], 1
     except (RuntimeError, MemoryError, OSError) as error:
@@ -262,13 +269,13 @@ def exit_codes(may_report: Callable[[], bool] = ranks.is_main) -> Iterator[None]
 
 
 def reason(error: Exception) -> str:
-    """Why the run could not continue; a defect of the program is raised again."""
+    """The reason why the run could not continue; a defect of the program is raised again."""
     if is_out_of_memory(error):
         return OUT_OF_MEMORY
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        return f"--compile: {one_line(error)[:300]}; run without it"
+        return f"--compile: {one_line(error)[:300]}; use --no-compile"
     if isinstance(error, OSError):
-        return f"{one_line(error)}; is the disk full, or HF_HOME (caches) not writable?"
+        return f"{one_line(error)}; free space on the disk, or make HF_HOME writable"
     if isinstance(error, RunError):
         return one_line(error)
     raise error

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, even if the writing breaks off."""
+"""Files and folders are written whole or not at all, even if the writing process is killed."""
 
 import contextlib
 import errno
@@ -13,52 +13,53 @@ from safetensors import SafetensorError
 
 from system.console import RunError, one_line
 
-PARTIAL, OLD = ".partial", ".old"  # End names of what is being written and being replaced.
+# The names of files and folders that are being written, and of folders that are being replaced.
+PARTIAL, OLD = ".partial", ".old"
 
 
 def write_whole(path: Path, fill: Callable[[BinaryIO], object]) -> None:
-    """Let `fill` write a file aside, flush it to disk, and rename it to `path`.
+    """Let `fill` write a temporary file, flush it to disk, and rename it to `path`.
 
-    RunError if it could not be written; `path` is then as it was before.
+    Raises RunError if the file could not be written; `path` is then unchanged.
     """
-    # Two processes that write the same file must not share a file aside.
-    aside = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    # Two processes that write the same file must not share a temporary file.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     with write_errors(path):
         try:
-            with aside.open("wb") as file:
+            with temporary.open("wb") as file:
                 fill(file)
                 file.flush()
                 os.fsync(file.fileno())
-            aside.replace(path)
+            temporary.replace(path)
         except BaseException:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
         flush_folder(path.parent)
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
-    """Let `fill` write a folder aside, flush it to disk, and put it in the place of `folder`.
+    """Let `fill` write a temporary folder, flush it to disk, and put it in place of `folder`.
 
-    Two renames are needed, so for an instant there is no `folder`; never half of one. RunError if
-    it could not be written; `folder` is then as it was before.
+    Two renames leave a moment without `folder`, but never with a partial `folder`. Raises RunError
+    if the folder could not be written; `folder` is then unchanged.
     """
-    aside, old = (folder.with_name(folder.name + ending) for ending in (PARTIAL, OLD))
+    temporary, old = (folder.with_name(folder.name + ending) for ending in (PARTIAL, OLD))
     with write_errors(folder):
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
         try:
-            fill(aside)
-            for file in aside.iterdir():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
-            flush_folder(aside)
+            fill(temporary)
+            for path in temporary.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            flush_folder(temporary)
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)
-        aside.rename(folder)
+        temporary.rename(folder)
         flush_folder(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
 
@@ -78,13 +79,14 @@ def clear_leftovers(path: Path) -> None:
 
 
 def write_json(path: Path, record: dict) -> None:
-    """Write `record` as the file `path`, as `write_whole` does."""
-    text = json.dumps(record, indent=2) + "\n"  # ASCII, because names of files can be any bytes.
+    """Write `record` to `path` as JSON, whole or not at all."""
+    # ASCII, because names of files can hold any bytes.
+    text = json.dumps(record, indent=2) + "\n"
     write_whole(path, lambda file: file.write(text.encode("ascii")))
 
 
 def write_lines(path: Path, records: list[dict]) -> None:
-    """Write `records` as a file of JSON lines, as `write_whole` does."""
+    """Write `records` to `path` as JSON lines, whole or not at all."""
     text = "".join(json.dumps(record) + "\n" for record in records)
     write_whole(path, lambda file: file.write(text.encode("ascii")))
 
@@ -96,19 +98,20 @@ def append_line(path: Path, record: dict) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Flush the names in a folder to disk: only then a renamed file is at its new place."""
-    opened = os.open(folder, os.O_RDONLY)
+    """Flush the names in a folder to disk, so that a rename survives a crash."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(opened)
+        os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # Some network drives can't.
+        # Some network drives can't flush a folder.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
-        os.close(opened)
+        os.close(descriptor)
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether the cause is a full disk, or a limit on what may be written."""
+    """True if the cause is a full disk, a quota, or a limit on the size of files."""
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     causes = (error, error.__cause__, error.__context__)
     return any(isinstance(cause, OSError) and cause.errno in numbers for cause in causes)
@@ -116,16 +119,16 @@ def is_full(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def write_errors(path: Path) -> Iterator[None]:
-    """Raise a RunError that names `path`, as errors of a full disk don't."""
+    """Turn an error of writing into a RunError that names `path`: a full disk's error does not."""
     try:
         yield
     except Exception as error:
-        # torch reports a full disk by a RuntimeError with the system's error as its context;
-        # tokenizers by a plain Exception, for which only the text tells.
+        # torch reports a full disk by a RuntimeError with the system's error as its context.
+        # tokenizers raises a plain Exception that only its text identifies.
         context = error.__context__ if type(error) is RuntimeError else None
         cause = context if isinstance(context, OSError) else error
         if not isinstance(cause, OSError | SafetensorError) and "os error" not in str(error):
             raise
         reason = getattr(cause, "strerror", None) or one_line(cause)
-        remedy = "mend that, then give the same command, a run with --output-dir and --resume"
+        remedy = "correct this and repeat the command, for a run with --output-dir and --resume"
         raise RunError(f"{path} could not be written ({reason}); {remedy}") from error

@@ -1,13 +1,13 @@
-"""Which process of the run this is, as torchrun's environment says; without torchrun, the only one.
+"""The place of this process among the processes of a run; without torchrun it is the only one.
 
-Nothing is imported and no process is asked, so that every module may use it at any time.
+This module reads only the environment, so that every module may use it at any time.
 """
 
 import os
 
 
 def is_launched() -> bool:
-    """Whether torchrun started this process: other launchers set RANK and WORLD_SIZE too."""
+    """True if torchrun started this process; other launchers set RANK and WORLD_SIZE too."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
@@ -36,10 +36,10 @@ def local_world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process writes the files and prints."""
+    """True in the process that writes files and prints."""
     return rank() == 0
 
 
 def is_local_main() -> bool:
-    """Whether this process prepares what the others on its machine then find in the caches."""
+    """True in the process that fills the caches of its machine for the other processes."""
     return local_rank() == 0

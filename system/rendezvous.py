@@ -1,6 +1,6 @@
-"""How the processes of a run meet, check that they agree, report an error once, and part.
+"""The processes of a run meet, compare code and data, report an error once, and part.
 
-torch is imported inside functions, because a wrong flag is answered before its import.
+torch is imported inside functions, so that a wrong flag is answered before the slow import.
 """
 
 import contextlib
@@ -25,15 +25,16 @@ if TYPE_CHECKING:
 
 # Packages whose version must be the same on all machines of a run.
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "evaluate", "numpy", "safetensors")
-ROOMS = (".", "inputs", "training", "outputs", "system")  # The folders of this program's code.
-SECONDS_TO_MEET = 300  # After torchrun's own rendezvous, which waits for all machines.
+CODE_FOLDERS = (".", "inputs", "training", "outputs", "system")
+# torchrun's own rendezvous has waited for all machines before this wait.
+SECONDS_TO_MEET = 300
 
 
 def join(argv: list[str]) -> None:
-    """Meet the other processes of the run; InputError if one runs other code or another command."""
+    """Meet the other processes; InputError if their code, versions or command lines differ."""
     if ranks.world_size() == 1:
         return
-    # torch reads it at its import; else DistributedDataParallel warns of what is meant here.
+    # This hides DistributedDataParallel's warnings about its options; torch reads it at import.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch
     from torch import distributed
@@ -41,7 +42,7 @@ def join(argv: list[str]) -> None:
     has_gpus = torch.cuda.is_available()
     if has_gpus and ranks.local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(ranks.local_rank())
-    # gloo exchanges tensors in the machine's memory, NCCL those on a GPU.
+    # gloo exchanges tensors in CPU memory, NCCL exchanges tensors on GPUs.
     backends = "cpu:gloo,cuda:nccl" if has_gpus else "gloo"
     numbers = {"rank": ranks.rank(), "world_size": ranks.world_size()}
     distributed.init_process_group(backends, store=_store(), **numbers)
@@ -50,7 +51,7 @@ def join(argv: list[str]) -> None:
 
 @functools.cache
 def _torchrun_store() -> "distributed.Store":
-    """The store of torchrun itself, in which each run has its own prefix."""
+    """torchrun's own store, with a prefix for each run."""
     from torch import distributed
 
     store, *_ = next(distributed.rendezvous("env://"))
@@ -59,24 +60,26 @@ def _torchrun_store() -> "distributed.Store":
 
 @functools.cache
 def _store() -> "distributed.TCPStore":
-    """The store in which these processes find each other, and which ends with them.
+    """The store through which these processes meet; the store ends with them.
 
-    torchrun's own store outlives them: a restarted group would find the addresses of the one before
+    torchrun's own store outlives the processes: a restarted group would get the old addresses
     (https://github.com/pytorch/pytorch/issues/135712).
     """
     from torch.distributed import TCPStore
 
-    host, until = os.environ["MASTER_ADDR"], time.monotonic() + SECONDS_TO_MEET
+    host, deadline = os.environ["MASTER_ADDR"], time.monotonic() + SECONDS_TO_MEET
     if ranks.is_main():
         store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
         _torchrun_store().set("port", str(store.port))
         return store
     while True:
-        port = int(_torchrun_store().get("port"))  # Waits until there is one.
+        # get() waits until the main process has set a port.
+        port = int(_torchrun_store().get("port"))
         try:
             store = TCPStore(host, port, timeout=datetime.timedelta(seconds=2))
-        except RuntimeError:  # It is of the group before, or nobody is there.
-            if time.monotonic() > until:
+        except RuntimeError:
+            # The port can be from before a restart.
+            if time.monotonic() > deadline:
                 raise
         else:
             store.set_timeout(datetime.timedelta(seconds=SECONDS_TO_MEET))
@@ -84,7 +87,7 @@ def _store() -> "distributed.TCPStore":
 
 
 def leave() -> None:
-    """Part from the other processes, at the end of the run."""
+    """Leave the other processes at the end of the run."""
     if ranks.world_size() > 1:
         from torch import distributed
 
@@ -92,47 +95,49 @@ def leave() -> None:
 
 
 def code() -> dict[str, bytes]:
-    """SHA-256 of each file of this program."""
+    """The SHA-256 of each file of this program."""
     top = Path(__file__).resolve().parents[1]
-    files = sorted(file for room in ROOMS for file in (top / room).glob("*.py"))
+    files = sorted(file for folder in CODE_FOLDERS for file in (top / folder).glob("*.py"))
     return {str(f.relative_to(top)): hashlib.sha256(f.read_bytes()).digest() for f in files}
 
 
 def versions() -> dict[str, str]:
-    """The versions of the libraries that numbers depend on."""
+    """The versions of the libraries that a run's numbers depend on."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def check_same(values: dict[str, object]) -> None:
-    """Raise an InputError in all processes if one has other `values` than the main process."""
+    """Raise an InputError in all processes if one has different `values` from the main process."""
     (host, expected), *_ = collectives.all_gather((socket.gethostname(), values))
     differing = []
     for name, value in expected.items():
         if values.get(name) != value:
-            both = f"{name} ({values.get(name)}; there: {value})"
+            both = f"{name} (found {values.get(name)}, expected {value})"
             differing.append(both if isinstance(value, str) else name)
     with collectives.together():
         if differing:
-            problem = f"not as on {host}, where the first process is: {', '.join(differing)}"
-            remedy = "give the same command, with the same files, on each machine"
-            raise InputError(Problem("", problem, remedy))
+            message = f"differs from the main process on {host}: {', '.join(differing)}"
+            remedy = "use the same command and the same files on each machine"
+            raise InputError(Problem("", message, remedy))
 
 
 def may_report() -> bool:
-    """Whether this process is the one to report what went wrong: the first that asks, once."""
+    """True for the first process that asks, once: only this process reports an error."""
     if ranks.world_size() == 1:
         return True
-    if not _store.cache_info().currsize:  # The processes have not met yet.
+    # Without a store, the processes have not met yet.
+    if not _store.cache_info().currsize:
         return ranks.is_main()
     try:
         return _torchrun_store().add(f"reported {_store().port}", 1) == 1
-    except RuntimeError:  # The machine that had the store is gone.
+    except RuntimeError:
+        # The machine with the store is gone.
         return ranks.is_local_main()
 
 
 @contextlib.contextmanager
 def lost_peers() -> Iterator[None]:
-    """Raise a RunError if another process did not answer; only the text tells for gloo and NCCL."""
+    """Raise a RunError if a process did not answer; only texts identify errors of gloo and NCCL."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Fixtures of all tests, and the settings that must precede their imports."""
+"""Fixtures of all tests, and environment variables that libraries read at import."""
 
 import io
 import os
@@ -15,23 +15,22 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-# Tests run two at a time, on two cores. Threads of several programs on one core wait for each
-# other, which takes several times as long. torch reads this at its import, in the tests too.
+# Two tests run at a time on two cores, and more threads than cores slow both down several times.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# No test asks the real Hub; the Hub's library reads this at its import.
+# No test reaches the real Hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from harness.helpers import CSV, ROOT, save_tiny, scenario
 
-# The time of an example depends on other work on the machine.
+# The time of an example depends on the load of the machine, so no example has a deadline.
 hypothesis.settings.register_profile("beside others", deadline=None)
 hypothesis.settings.load_profile("beside others")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Caches of this test run's own, so that nothing on the machine is used or changed."""
+    """Give this test run its own caches, so that no cache of the machine is used or changed."""
     import datasets
 
     home = tmp_path_factory.mktemp("hf_home")
@@ -43,13 +42,12 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
 def finetune(tmp_path: Path):
     """Run the real program in `tmp_path`: `finetune(*flags, **environment)`.
 
-    `seconds` of what it returns are those of a processor, which other work on the machine does not
-    lengthen much.
+    `seconds` of the result is processor time, because the load of the machine hardly changes it.
     """
 
     def processor_seconds() -> float:
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return used.ru_utime + used.ru_stime
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
 
     def run(*flags: object, timeout: float = 300, **environment: str) -> SimpleNamespace:
         command = [sys.executable, str(ROOT / "finetune.py"), *map(str, flags)]
@@ -76,9 +74,9 @@ def finetune(tmp_path: Path):
 
 @pytest.fixture
 def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
-    """What `finetune` does, without seconds of imports: `in_process(*flags)`.
+    """Run finetune.py inside the test process, without seconds of imports: `in_process(*flags)`.
 
-    A run that does not end, such as one that should have been refused, ends after five minutes.
+    The fixture stops a run after five minutes, for example if the program should have refused it.
     """
     from harness import warm
 
@@ -87,7 +85,7 @@ def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plots, "_save", warm.save_at_once)
-    for name in ("end_on_signals", "ignore_signals"):  # Signals of the tests themselves.
+    for name in ("end_on_signals", "ignore_signals"):
         monkeypatch.setattr(console, name, lambda: None)
 
     def end(*_: object) -> None:
@@ -114,27 +112,27 @@ def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint that is shared by tests and changed by none."""
+    """A tiny checkpoint that all tests share and no test changes."""
     return save_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
 def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory):
-    """The result of a run on CSV, for tests of what is done with one; changed by none."""
+    """The result of a complete run on CSV; no test changes it."""
     from finetune import finetune
 
     folder = tmp_path_factory.mktemp("trained")
     (folder / "train.csv").write_text(CSV)
-    # It cannot get all of these three right.
-    odd = "a fine film,negative\na dull film,positive\nwarm and funny,negative\n"
-    (folder / "dev.csv").write_text(CSV + odd)
-    how = {"epochs": 8, "batch_size": 8, "learning_rate": 1e-2, "log_every": 2}
-    return finetune(model=tiny, data=folder, output_dir=folder / "run", **how)
+    # These labels contradict CSV, so the run makes mistakes.
+    mislabelled = "a fine film,negative\na dull film,positive\nwarm and funny,negative\n"
+    (folder / "dev.csv").write_text(CSV + mislabelled)
+    settings = {"epochs": 8, "batch_size": 8, "learning_rate": 1e-2, "log_every": 2}
+    return finetune(model=tiny, data=folder, output_dir=folder / "run", **settings)
 
 
 @pytest.fixture(scope="session")
 def classifier(trained):
-    """The model of `trained`, ready for use; changed by none."""
+    """The loaded model of `trained`; no test changes it."""
     from outputs import classifier as classifiers
 
     return classifiers.load(str(trained.folder))
@@ -148,7 +146,7 @@ def predicted(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture,
 ):
-    """Predict in `tmp_path` without seconds of imports: `predicted(*arguments, stdin=b"")`."""
+    """Run predict.py inside the test process, in `tmp_path`: `predicted(*arguments, stdin=b"")`."""
     import predict
     from outputs import classifier as classifiers
     from system import console
@@ -159,7 +157,7 @@ def predicted(
         return classifier if name == trained_run else load(name)
 
     monkeypatch.setattr(classifiers, "load", load_once)
-    for name in ("stop_on_signals", "ignore_signals"):  # Signals of the tests themselves.
+    for name in ("stop_on_signals", "ignore_signals"):
         monkeypatch.setattr(console, name, lambda: None)
     monkeypatch.setattr(predict.signal, "signal", lambda *_: None)
     monkeypatch.chdir(tmp_path)
@@ -184,7 +182,7 @@ def predicted(
 
 @pytest.fixture
 def small_builtin(monkeypatch, tiny, tmp_path_factory) -> None:
-    """In this process the stand-ins are small: a tiny model and few sentences."""
+    """Replace the stand-ins in this process by a tiny model and a few sentences."""
     from inputs import encoder_files, files
 
     folder = tmp_path_factory.mktemp("builtin")
@@ -196,14 +194,14 @@ def small_builtin(monkeypatch, tiny, tmp_path_factory) -> None:
 
 @pytest.fixture(scope="session")
 def no_dropout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `tiny`, without dropout: for runs that are compared."""
-    off = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
-    return save_tiny(tmp_path_factory.mktemp("no_dropout"), **off)
+    """A tiny checkpoint without dropout, for tests that compare the weights of runs."""
+    rates = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
+    return save_tiny(tmp_path_factory.mktemp("no_dropout"), **rates)
 
 
 @pytest.fixture(scope="session")
 def few_sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 64 sentences to train on and 24 to validate on: a run in two seconds."""
+    """A folder with 64 training and 24 validation sentences, for a run of two seconds."""
     folder = tmp_path_factory.mktemp("few")
     for name, rows in (("train", 64), ("dev", 24)):
         lines = (ROOT / "builtin" / f"{name}.csv").read_text("utf-8").splitlines(keepends=True)
@@ -213,23 +211,24 @@ def few_sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stopped_once(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
-    """A folder with data, a model, and two runs, `run` and `other`, that a signal has stopped."""
+    """A folder with data, a model, and the runs `run` and `other`, both stopped by a signal."""
     from harness.stopped import LONG
 
     folder = tmp_path_factory.mktemp("stopped")
     shutil.copytree(tiny, folder / "tiny")
     (folder / "a.csv").write_text(CSV)
-    each = [LONG, [*LONG[:-2], "other", "--resume", "--seed", "1"]]
-    for flags, (code, output) in zip(each, scenario("stopped", folder, each=each), strict=True):
+    commands = [LONG, [*LONG[:-2], "other", "--resume", "--seed", "1"]]
+    results = scenario("stopped", folder, commands=commands)
+    for flags, (code, output) in zip(commands, results, strict=True):
         assert code == 143 and "epoch 0" in output and "stopped by SIGTERM" in output
-        assert f"the same command with --output-dir {flags[9]} --resume" in output
+        assert f"repeat the command with --output-dir {flags[9]} --resume" in output
         assert "Traceback" not in output
     return folder
 
 
 @pytest.fixture
 def stopped(stopped_once: Path, tmp_path: Path) -> list[str]:
-    """The flags of a run in `tmp_path`/run, which a signal has stopped."""
+    """The flags of a run in `tmp_path`/run that a signal has stopped."""
     from harness.stopped import LONG
 
     shutil.copytree(stopped_once, tmp_path, dirs_exist_ok=True)

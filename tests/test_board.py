@@ -1,4 +1,4 @@
-"""TensorBoard: the lines of metrics.jsonl, also those of a run that was resumed."""
+"""TensorBoard shows the lines of metrics.jsonl, also after a run is resumed."""
 
 import json
 
@@ -11,7 +11,7 @@ from system.console import InputError
 from training import board
 
 
-def test_tensorboard_shows_what_metrics_jsonl_has_also_of_a_run_that_was_resumed(
+def test_tensorboard_shows_all_values_of_metrics_jsonl_after_a_run_is_resumed(
     tiny, tmp_path, monkeypatch
 ):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -21,13 +21,13 @@ def test_tensorboard_shows_what_metrics_jsonl_has_also_of_a_run_that_was_resumed
     settings |= {"epochs": 1, "learning_rate": 1e-2, "batch_size": 8, "log_every": 1}
     step, calls = script.training_step, []
 
-    def fails_once(*arguments: object) -> object:
+    def fail_in_step_4(*arguments: object) -> object:
         calls.append(1)
         if len(calls) == 4:
             raise RuntimeError("out of memory")
         return step(*arguments)
 
-    monkeypatch.setattr(script, "training_step", fails_once)
+    monkeypatch.setattr(script, "training_step", fail_in_step_4)
     with pytest.raises(RuntimeError):
         finetune(**settings, resume=True, tensorboard=True)
     run = finetune(**settings, resume=True, tensorboard=True)
@@ -48,9 +48,10 @@ def test_tensorboard_shows_what_metrics_jsonl_has_also_of_a_run_that_was_resumed
         assert points
 
 
-def test_tensorboard_that_is_not_installed_is_one_line_before_anything_is_loaded(monkeypatch):
+def test_missing_tensorboard_is_reported_in_one_line_before_anything_is_loaded(monkeypatch):
     monkeypatch.setattr(board.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError) as caught:
         finetune(model="builtin", data="builtin", tensorboard=True)
     (problem,) = caught.value.problems
-    assert str(problem) == "--tensorboard: it is not installed here; `pip install tensorboard`"
+    message = "--tensorboard: TensorBoard is not installed; use `pip install tensorboard`"
+    assert str(problem) == message

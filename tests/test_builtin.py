@@ -1,4 +1,4 @@
-"""What ships with the project, and the main job on it: the README's first command without a Hub."""
+"""The built-in sentences, and the README's first command on them without a Hub."""
 
 import ast
 import json
@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 from harness.helpers import ROOT, SST2, block
 
@@ -16,53 +15,51 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import accuracy
 import builtin_data
 
-
-def sentences(name: str) -> tuple[list[str], np.ndarray]:
-    own, positive = builtin_data.read(name)
-    return list(own), positive.copy()
+FILES = ("train.csv", "dev.csv")
 
 
-def test_the_builtin_sentences_are_enough_balanced_rich_and_not_alike_and_sst2_has_none_of_them():
-    files = {name: sentences(name) for name in ("train.csv", "dev.csv")}
+def test_the_builtin_sentences_are_enough_balanced_rich_and_different_and_not_from_sst2():
+    files = {name: builtin_data.read(name) for name in FILES}
     assert len(files["train.csv"][0]) >= 2000 and len(files["dev.csv"][0]) >= 400
-    beginnings = [" ".join(s.lower().split()[:2]) for own, _ in files.values() for s in own]
+    beginnings = [" ".join(s.lower().split()[:2]) for rows, _ in files.values() for s in rows]
     assert max(Counter(beginnings).values()) < 0.02 * len(beginnings)
-    is_here = (SST2 / "train.tsv").exists()
-    texts = builtin_data.read_sst2("train") if is_here else None
-    known = builtin_data.read_sst2("dev", "test") if is_here else []
-    assert builtin_data.check(files, texts, known) == []
+    is_available = (SST2 / "train.tsv").exists()
+    texts = builtin_data.read_sst2("train") if is_available else None
+    other_texts = builtin_data.read_sst2("dev", "test") if is_available else []
+    assert builtin_data.check(files, texts, other_texts) == []
 
 
 def test_a_contraction_is_two_words_as_sst2_writes_it():
-    assert builtin_data.words_of("It isn't.") == builtin_data.words_of("it is n't .")
-    assert builtin_data.words_of("It isn't.") == ["it", "is", "n't"]
+    assert builtin_data.split_words("It isn't.") == builtin_data.split_words("it is n't .")
+    assert builtin_data.split_words("It isn't.") == ["it", "is", "n't"]
 
 
-def test_a_copy_a_lost_balance_a_word_that_tells_and_other_lengths_are_found():
-    files = {name: sentences(name) for name in ("train.csv", "dev.csv")}
-    (train, ups), (dev, _) = files.values()
-    known = "the lighthouse is dull , and the keeper is n't even half as mad as his goat"
+def test_the_check_reports_copies_lost_balance_revealing_words_and_wrong_lengths():
+    files = {name: builtin_data.read(name) for name in FILES}
+    (train, labels), (dev, _) = files.values()
+    other_text = "the lighthouse is dull , and the keeper is n't even half as mad as his goat"
     train[0], train[1] = dev[0] + " Truly!", "The lighthouse is dull, and the keeper isn't mad."
     train[2], train[3] = "Lighthouses!", "Lighthouse keepers"
-    ups[:] = True
-    ups[:1100] = False
+    labels[:] = True
+    labels[:1100] = False
     train[300:1100] = [f"{sentence} Alas." for sentence in train[300:1100]]
     texts = [f"{number} is a number of three words" for number in range(1000)]
-    problems = builtin_data.check(files, [*texts, "lighthouses", "lighthouse goats"], [known])
-    told = f"train.csv: {len(train) - 1100:,} of {len(train):,} are positive, and not half"
-    assert told in problems
-    assert f"alike: {dev[0]!r} and {train[0]!r}" in problems
-    assert f"like one of SST-2's: {train[1]!r}" in problems
-    assert f"like one of SST-2's: {train[2]!r}" in problems  # Short, but word for word.
-    assert f"like one of SST-2's: {train[3]!r}" not in problems
-    assert any(line.startswith("'alas' gives the label away: 0 positive, 800") for line in problems)
-    assert any(line.startswith("lengths are not those of SST-2's sentences: ") for line in problems)
-    poor = builtin_data.check({"train.csv": (["dull " * 100] * 300, ups[1000:1300])}, None, [])
-    assert "1 different words in 30,000, of 5,000" in poor
+    problems = builtin_data.check(files, [*texts, "lighthouses", "lighthouse goats"], [other_text])
+    counts = f"{len(train) - 1100:,} of {len(train):,}"
+    assert f"train.csv: half of the sentences must be positive (found {counts})" in problems
+    assert f"similar: {dev[0]!r} and {train[0]!r}" in problems
+    assert f"similar to SST-2: {train[1]!r}" in problems
+    # A short sentence is similar only if all words are the same.
+    assert f"similar to SST-2: {train[2]!r}" in problems
+    assert f"similar to SST-2: {train[3]!r}" not in problems
+    assert any(line.startswith("'alas': reveals the label (found 0 pos") for line in problems)
+    assert any(line.startswith("lengths: distance must be at most 0.1 ") for line in problems)
+    poor = builtin_data.check({"train.csv": (["dull " * 100] * 300, labels[1000:1300])}, None, [])
+    assert "different words: must be 5,000 in 30,000 (found 1)" in poor
 
 
-def test_the_script_that_checks_the_sentences_ends_with_0_only_where_nothing_is_wrong(monkeypatch):
-    for problems, code in (([], 0), (["one", "another"], "one\nanother")):
+def test_the_script_that_checks_the_sentences_exits_with_0_only_without_problems(monkeypatch):
+    for problems, code in (([], 0), (["first", "second"], "first\nsecond")):
         monkeypatch.setattr(builtin_data, "check", lambda *_, problems=problems: problems)
         with pytest.raises(SystemExit) as ended:
             builtin_data.main()
@@ -70,7 +67,7 @@ def test_the_script_that_checks_the_sentences_ends_with_0_only_where_nothing_is_
 
 
 def check_pipeline(folder: Path, capsys) -> None:
-    """The README's lines, on this model: transformers alone reads it and answers with names."""
+    """Run the lines of the page on predicting, in which transformers alone reads this model."""
     code = block("predict")
     assert 'pipeline("text-classification", model="runs/first/model")' in code
     exec(code.replace("runs/first/model", str(folder)), {})
@@ -80,7 +77,7 @@ def check_pipeline(folder: Path, capsys) -> None:
 
 
 @pytest.mark.long
-def test_the_main_job_without_a_hub_reaches_85_percent_and_its_model_names_its_answers(
+def test_the_main_job_without_a_hub_reaches_85_percent_and_its_model_answers_with_names(
     finetune, tmp_path, capsys
 ):
     run = finetune(
@@ -109,7 +106,7 @@ def test_the_main_job_without_a_hub_reaches_85_percent_and_its_model_names_its_a
 
 @pytest.mark.slow
 @pytest.mark.skipif(not SST2.exists(), reason="needs GLUE's SST-2 in ../shared/sst2")
-def test_a_pass_over_the_real_sst2_by_the_defaults_gets_87_percent_of_held_out_sentences_right(
+def test_one_pass_over_the_real_sst2_with_the_defaults_reaches_87_percent_on_held_out_sentences(
     finetune, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(accuracy, "RUNS", tmp_path / "of-sst2")
@@ -121,4 +118,5 @@ def test_a_pass_over_the_real_sst2_by_the_defaults_gets_87_percent_of_held_out_s
     assert run.code == 0, run.err
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     print(run.out, record["result"])
-    assert record["result"]["accuracy"] >= 0.87  # The least of six seeds was 0.8765.
+    # The lowest accuracy of six seeds was 0.8765.
+    assert record["result"]["accuracy"] >= 0.87

@@ -1,4 +1,4 @@
-"""A checkpoint is read back exactly, or refused in one line and left alone."""
+"""A checkpoint is read back exactly, or refused in one line and not changed."""
 
 import dataclasses
 from pathlib import Path
@@ -41,25 +41,25 @@ def test_state_and_tensors_are_read_back_exactly(tmp_path):
     model, optimizer = trained()
     checkpoint.save(path, FULL, model, optimizer)
     assert checkpoint.read_state(path) == checkpoint.read_state(path, FULL.run) == FULL
-    other = torch.nn.Linear(3, 2)
-    fresh = torch.optim.AdamW(other.parameters())
-    checkpoint.restore(path, other, fresh)
+    new_model = torch.nn.Linear(3, 2)
+    new_optimizer = torch.optim.AdamW(new_model.parameters())
+    checkpoint.restore(path, new_model, new_optimizer)
     for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, other.state_dict()[name])
-    for old, new in zip(model.parameters(), other.parameters(), strict=True):
-        assert optimizer.state[old].keys() == fresh.state[new].keys() != set()
+        assert torch.equal(tensor, new_model.state_dict()[name])
+    for old, new in zip(model.parameters(), new_model.parameters(), strict=True):
+        assert optimizer.state[old].keys() == new_optimizer.state[new].keys() != set()
         for name, tensor in optimizer.state[old].items():
-            assert torch.equal(tensor, fresh.state[new][name])
+            assert torch.equal(tensor, new_optimizer.state[new][name])
 
 
-def test_a_new_run_is_at_its_start():
+def test_the_state_of_a_new_run_is_empty():
     new = State({"started": "now"})
     assert (new.epoch, new.step, new.sentences, new.seconds) == (0, 0, 0, 0.0)
     assert new.window == new.history == [] and new.best == {}
     assert new.history is not State({}).history
 
 
-class Evil:
+class RunsCode:
     def __init__(self, path: Path):
         self.path = path
 
@@ -67,20 +67,20 @@ class Evil:
         return (Path.touch, (self.path,))
 
 
-def test_a_checkpoint_can_be_read_by_torch_alone_and_runs_no_code(tmp_path):
+def test_torch_alone_reads_a_checkpoint_and_reading_runs_no_code(tmp_path):
     path = tmp_path / "checkpoint.pt"
     model, optimizer = trained()
     checkpoint.save(path, FULL, model, optimizer)
     content = torch.load(path, weights_only=True)
     assert content["step"] == 7 and torch.equal(content["model"]["weight"], model.weight)
-    # Whole and sealed, but with a pickle that names code: it is not run.
-    save_sealed(path, {"a": Evil(tmp_path / "ran")})
-    with pytest.raises(ValueError, match="what no checkpoint holds"):
+    # The seal is correct, but unpickling this content would run code.
+    save_sealed(path, {"a": RunsCode(tmp_path / "ran")})
+    with pytest.raises(ValueError, match="unexpected content"):
         checkpoint.read_state(path)
     assert not (tmp_path / "ran").exists()
 
 
-def test_weights_that_are_not_finite_are_not_written(tmp_path):
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     path = tmp_path / "checkpoint.pt"
     model, optimizer = trained()
     checkpoint.save(path, FULL, model, optimizer)
@@ -94,14 +94,14 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path):
 # ---- Refused ----
 
 
-def test_a_sealed_file_that_lacks_an_entry_or_has_another_is_refused(tmp_path):
+def test_a_sealed_file_with_missing_or_unexpected_entries_is_refused(tmp_path):
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, FULL, *trained())
     content = torch.load(path, weights_only=True)
     without_model = {name: value for name, value in content.items() if name != "model"}
-    for other in ({"a": 1}, [1], without_model, content | {"kept": {}}):
-        save_sealed(path, other)
-        with pytest.raises(ValueError, match="lacks what a checkpoint holds"):
+    for wrong_content in ({"a": 1}, [1], without_model, content | {"kept": {}}):
+        save_sealed(path, wrong_content)
+        with pytest.raises(ValueError, match="missing or unexpected entries"):
             checkpoint.read_state(path)
 
 
@@ -115,7 +115,7 @@ def of_another_run(path: Path, other: Path) -> None:
 
 
 def of_another_model(path: Path, other: Path) -> None:
-    """Write a checkpoint that is whole, and that names this run."""
+    """Write a complete checkpoint of this run, with a different model."""
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
     checkpoint.save(path, checkpoint.read_state(path), model, optimizer)
@@ -128,13 +128,13 @@ def empty(path: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     "change, code, message",
     [
-        (in_another_format, 2, "written in format 27, and this program reads 3"),
-        (of_another_run, 2, "of another run than its folder"),
+        (in_another_format, 2, "expected format 3, found 27"),
+        (of_another_run, 2, "belongs to a different run"),
         (of_another_model, 1, "does not fit this model"),
-        (empty, 2, "cut short or damaged"),
+        (empty, 2, "truncated or damaged"),
     ],
 )
-def test_a_checkpoint_that_is_not_this_runs_is_refused(
+def test_a_checkpoint_of_a_different_run_model_or_format_is_refused(
     in_process, tmp_path, stopped, change, code, message
 ):
     change(tmp_path / "run" / "checkpoint.pt", tmp_path / "other" / "checkpoint.pt")

@@ -1,4 +1,4 @@
-"""A model that cannot classify is refused, and the size of a batch changes no answer."""
+"""A model that cannot classify is refused, and the batch size changes no prediction."""
 
 import json
 import shutil
@@ -18,12 +18,12 @@ def test_a_model_without_a_head_or_without_files_is_refused(predicted, tiny, tmp
     record |= {"resumed": [], "result": None}
     (tmp_path / "begun" / "run.json").write_text(json.dumps(record))
     for run, message in {
-        str(tiny): "it has no classification head",
-        "empty": "empty: no config.json in it",
-        "begun": "begun: a run without model/; no epoch of it is over yet",
-        "nobody/nothing": "nobody/nothing: no folder here, the Hub cannot be reached, and the",
+        str(tiny): "the model has no classification head",
+        "empty": "empty: missing config.json",
+        "begun": "begun: model/ is missing; complete an epoch first",
+        "nobody/nothing": "nobody/nothing: no such folder, not complete in the cache, and the",
         "./no/folder/here": "./no/folder/here: no such folder",
-        "": "RUN: name the folder of a run or a model first",
+        "": "RUN: missing; name the folder of a run or a model",
     }.items():
         answer = predicted("a text", run=run)
         assert answer.code == 2 and answer.out == "" and message in answer.errors[0], answer.err
@@ -33,12 +33,12 @@ def test_a_model_without_a_head_or_without_files_is_refused(predicted, tiny, tmp
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"problem_type": "regression"}, "its head gives no probabilities"),
-        ({"problem_type": "multi_label_classification"}, "its head gives no"),
-        ({"id2label": {"1": "a", "2": "b"}}, "id2label does not count from 0"),
+        ({"problem_type": "regression"}, "a head that gives one label per text"),
+        ({"problem_type": "multi_label_classification"}, "found problem_type multi_label"),
+        ({"id2label": {"1": "a", "2": "b"}}, "id2label in config.json must count from 0"),
     ],
 )
-def test_a_model_whose_head_does_not_choose_one_of_its_classes_is_refused(
+def test_a_model_whose_head_does_not_give_one_label_per_text_is_refused(
     predicted, trained, tmp_path, changes, message
 ):
     folder = shutil.copytree(trained.model_folder, tmp_path / "copy")
@@ -48,7 +48,7 @@ def test_a_model_whose_head_does_not_choose_one_of_its_classes_is_refused(
     assert run.code == 2 and len(run.errors) == 1 and message in run.err, run.err
 
 
-def test_a_run_json_that_cannot_be_read_is_reported_without_a_flag_of_finetune(trained, tmp_path):
+def test_a_damaged_run_json_is_reported_without_a_flag_of_finetune_py(trained, tmp_path):
     folder = shutil.copytree(trained.folder, tmp_path / "copy")
     (folder / "run.json").write_text("{")
     with pytest.raises(InputError) as caught:
@@ -58,17 +58,17 @@ def test_a_run_json_that_cannot_be_read_is_reported_without_a_flag_of_finetune(t
     assert not problem.flag
 
 
-def test_answers_stand_in_the_order_of_the_texts_whatever_the_size_of_a_batch(classifier):
-    batch = [*POSITIVE, "a " * 300, *NEGATIVE, "x"]
+def test_predictions_keep_the_order_of_the_texts_at_any_batch_size(classifier):
+    texts = [*POSITIVE, "a " * 300, *NEGATIVE, "x"]
     updates: list[int] = []
     classes, probabilities = classifiers.answer(
-        classifier, batch, batch_size=3, on_batch=updates.append
+        classifier, texts, batch_size=3, on_batch=updates.append
     )
-    assert sum(updates) == len(batch) and max(updates) == 3
-    for number, text in enumerate(batch):
-        alone = classifiers.answer(classifier, [text])
-        assert alone[0].tolist() == [classes[number]]
-        assert alone[1] == pytest.approx(probabilities[number : number + 1], abs=1e-4)
+    assert sum(updates) == len(texts) and max(updates) == 3
+    for number, text in enumerate(texts):
+        single = classifiers.answer(classifier, [text])
+        assert single[0].tolist() == [classes[number]]
+        assert single[1] == pytest.approx(probabilities[number : number + 1], abs=1e-4)
     assert (classes.dtype, probabilities.dtype) == (np.int64, np.float32)
     names = [classifier.labels[number] for number in classes]
     assert names[:4] == ["positive"] * 4 and names[5:9] == ["negative"] * 4

@@ -1,4 +1,4 @@
-"""Processes exchange values, tensors and problems, and a run of several equals that of one."""
+"""Processes exchange values, tensors and problems, and train the same model as one process."""
 
 import contextlib
 
@@ -13,7 +13,8 @@ import finetune
 from system import collectives
 from system.console import InputError, Problem
 
-PROCESSES, MACHINES = 4, 2  # Ranks 0 and 1 are on machine0, 2 and 3 on machine1.
+# Ranks 0 and 1 are on machine0, ranks 2 and 3 on machine1.
+PROCESSES, MACHINES = 4, 2
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +24,8 @@ def exchanged(tmp_path_factory) -> list[dict]:
     return scenario("exchange", folder, count=PROCESSES, machines=MACHINES)
 
 
-def the_same(exchanged: list[dict], name: str) -> object:
-    """A result that must be the same in all processes."""
+def common_result(exchanged: list[dict], name: str) -> object:
+    """A result that must be equal in all processes."""
     first = exchanged[0][name]
     assert [process[name] for process in exchanged] == [first] * PROCESSES
     return first
@@ -33,17 +34,17 @@ def the_same(exchanged: list[dict], name: str) -> object:
 # ---- Values ----
 
 
-def test_every_process_gets_the_values_of_all_in_the_order_of_ranks(exchanged):
-    objects = the_same(exchanged, "objects")
+def test_every_process_gathers_the_values_of_all_in_the_order_of_ranks(exchanged):
+    objects = common_result(exchanged, "objects")
     assert objects["all_gather"] == [{"rank": rank} for rank in range(PROCESSES)]
-    assert objects["highest"] == 10  # Rank 0 has 10, rank 3 has 7.
+    assert objects["highest"] == 10
 
 
-def test_a_function_of_the_main_process_is_called_there_and_its_value_is_everywhere(exchanged):
-    assert the_same(exchanged, "objects")["from_main"] == 0
+def test_every_process_gets_the_value_that_the_main_process_computes(exchanged):
+    assert common_result(exchanged, "objects")["from_main"] == 0
 
 
-def test_alone_a_process_gets_its_own_values_back():
+def test_a_single_process_gets_its_own_values_back():
     tensor = torch.tensor([1.0, 2.0])
     collectives.all_reduce_sum(tensor)
     assert tensor.tolist() == [1.0, 2.0]
@@ -64,10 +65,9 @@ def test_alone_a_process_gets_its_own_values_back():
 COMMON = ["", "b.csv", "--data b.csv: missing"]
 
 
-def test_problems_of_all_processes_come_in_all_of_them_once_and_with_the_host_of_another(exchanged):
-    first, *others = the_same(exchanged, "problems")
+def test_every_process_raises_each_problem_once_with_the_host_of_a_different_process(exchanged):
+    first, *others = common_result(exchanged, "problems")
     assert first == COMMON
-    # The host stands before the flag and is not a part of the place.
     assert others == [
         ["machine0", "a1.csv", "machine0: --data a1.csv: empty; add a row"],
         ["machine1", "a2.csv", "machine1: --data a2.csv: empty; add a row"],
@@ -75,36 +75,36 @@ def test_problems_of_all_processes_come_in_all_of_them_once_and_with_the_host_of
     ]
 
 
-def test_an_exit_of_the_main_process_is_one_of_all(exchanged):
-    assert the_same(exchanged, "exit") == 7
+def test_an_exit_of_the_main_process_ends_all_processes(exchanged):
+    assert common_result(exchanged, "exit") == 7
 
 
-def test_the_first_process_of_each_machine_is_done_before_the_others_begin(exchanged):
+def test_the_first_process_of_each_machine_ends_its_work_before_the_others_begin(exchanged):
     starts, ends = zip(*(process["order"] for process in exchanged), strict=True)
     assert max(ends[0], ends[2]) <= min(starts[1], starts[3])
 
 
-def test_an_error_of_the_first_or_a_later_process_of_a_machine_is_raised_in_all(exchanged):
-    assert the_same(exchanged, "first problem") == [["", "a.csv", "--data a.csv: empty"]]
+def test_an_error_of_any_process_of_a_machine_is_raised_in_all_processes(exchanged):
+    assert common_result(exchanged, "first problem") == [["", "a.csv", "--data a.csv: empty"]]
     message = "machine1: --data a.csv: empty"
-    assert the_same(exchanged, "later problem") == [["machine1", "a.csv", message]]
+    assert common_result(exchanged, "later problem") == [["machine1", "a.csv", message]]
 
 
 # ---- Tensors ----
 
 
-def test_a_sum_is_over_all_processes(exchanged):
-    assert the_same(exchanged, "tensors") == [4.0, 6.0]
+def test_a_tensor_is_summed_over_all_processes(exchanged):
+    assert common_result(exchanged, "tensors") == [4.0, 6.0]
 
 
-def test_all_processes_have_the_main_ones_weights_after_a_broadcast(exchanged):
+def test_all_processes_have_the_weights_of_the_main_process_after_a_broadcast(exchanged):
     weights = [process["weights"] for process in exchanged]
     before = weights[0]["before"]
     assert all(process["before"] != before for process in weights[1:])
     assert all(process["after"] == before for process in weights)
 
 
-def test_weights_are_sent_one_tensor_at_a_time(monkeypatch):
+def test_weights_are_sent_one_tensor_at_a_time_and_not_copied(monkeypatch):
     sent = []
     monkeypatch.setattr(collectives.ranks, "world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "broadcast", lambda *arguments: sent.append(arguments))
@@ -112,11 +112,11 @@ def test_weights_are_sent_one_tensor_at_a_time(monkeypatch):
     collectives.broadcast_weights(model)
     state = model.state_dict()
     assert len(sent) == len(state) and {source for _, source in sent} == {0}
-    # The tensors themselves, and no copies: those would double the memory.
+    # Copies of the tensors would double the memory.
     assert {tensor.data_ptr() for tensor, _ in sent} == {t.data_ptr() for t in state.values()}
 
 
-def test_all_processes_have_the_main_ones_averages_after_a_broadcast(exchanged):
+def test_all_processes_have_the_optimizer_state_of_the_main_process_after_a_broadcast(exchanged):
     averages = [process["averages"] for process in exchanged]
     before = averages[0]["before"]
     assert all(state.keys() == {"step", "exp_avg", "exp_avg_sq"} for state in before)
@@ -124,7 +124,7 @@ def test_all_processes_have_the_main_ones_averages_after_a_broadcast(exchanged):
     assert all(process["after"] == before for process in averages)
 
 
-def test_the_mean_of_sparse_rows_is_that_of_the_dense_matrices(exchanged):
+def test_the_mean_of_sparse_rows_equals_the_mean_of_the_dense_matrices(exchanged):
     own = np.array([process["rows"]["own"] for process in exchanged])
     assert len({(matrix != 0).any(axis=1).sum() for matrix in own}) == PROCESSES
     for process in exchanged:
@@ -134,7 +134,7 @@ def test_the_mean_of_sparse_rows_is_that_of_the_dense_matrices(exchanged):
 # ---- Gradients ----
 
 
-def test_gradients_are_sent_once_a_step_however_many_micro_batches_it_has(monkeypatch):
+def test_gradients_are_exchanged_once_a_step_with_several_micro_batches(monkeypatch):
     events = []
 
     class Model(torch.nn.Linear):
@@ -144,7 +144,7 @@ def test_gradients_are_sent_once_a_step_however_many_micro_batches_it_has(monkey
             return self
 
         def no_sync(self):
-            events.append("stays")
+            events.append("no sync")
             return contextlib.nullcontext()
 
     monkeypatch.setattr(collectives.ranks, "world_size", lambda: 2)
@@ -158,18 +158,18 @@ def test_gradients_are_sent_once_a_step_however_many_micro_batches_it_has(monkey
     model = Model(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     settings = read_settings(["--model", "builtin", "--data", "builtin"])
-    part = {"x": torch.ones(1, 2), "labels": torch.tensor([1])}
-    batch = data.Batch([part, dict(part)], 5, np.arange(2))
+    micro_batch = {"x": torch.ones(1, 2), "labels": torch.tensor([1])}
+    batch = data.Batch([micro_batch, dict(micro_batch)], 5, np.arange(2))
     finetune.training_step(model, optimizer, batch, settings)
-    assert events == ["stays", "forward", "forward", "loss"]
+    assert events == ["no sync", "forward", "forward", "loss"]
 
 
 FLAGS = ["--data", "builtin", "--epochs", "2", "--max-train-samples", "61", "--batch-size", "8"]
 FLAGS += ["--learning-rate", "3e-4", "--log-every", "3", "--keep", "last"]
 
 
-def test_no_sparse_gradient_is_sent_in_the_way_that_crashes_torch(tmp_path, tiny, few_sentences):
-    # The crash, which collectives.data_parallel describes, comes once in some thousand steps.
+def test_no_sparse_all_reduce_can_crash_a_step(tmp_path, tiny, few_sentences):
+    # collectives.data_parallel describes this crash, which is too rare for a test.
     flags = ["--model", str(tiny), *FLAGS[:3], "1", "--max-train-samples", "8"]
     flags += ["--data", str(few_sentences)]
     assert scenario("operations", tmp_path, flags=flags) == ["gloo:all_gather", "gloo:all_reduce"]
@@ -178,8 +178,8 @@ def test_no_sparse_gradient_is_sent_in_the_way_that_crashes_torch(tmp_path, tiny
 # ---- The same result ----
 
 
-def check_as_one(plain: dict, several: dict, count: int, sentences: int) -> None:
-    """Check that `count` processes did what one did, but for rounding, and shared the work."""
+def check_equal_runs(plain: dict, several: dict, count: int, sentences: int) -> None:
+    """Check that `count` processes equal one process except for rounding, and share the work."""
     print(f"{count} processes: weights differ by at most {several['difference']:.1e}")
     assert 0 < several["difference"] < 1e-5
     assert several["accuracies"] == plain["accuracies"] and several["steps"] == plain["steps"]
@@ -191,52 +191,52 @@ def check_as_one(plain: dict, several: dict, count: int, sentences: int) -> None
     assert several["log"].count("epoch 0: ") == several["log"].count("kept: ") == 1
 
 
-def test_two_processes_end_with_the_weights_of_one_but_for_rounding(
+def test_two_processes_train_the_weights_of_one_process_except_for_rounding(
     tmp_path, no_dropout, few_sentences
 ):
     flags = ["--model", str(no_dropout), *FLAGS, "--data", str(few_sentences)]
-    runs = scenario("sizes", tmp_path, flags=flags, counts=[0, 2])
+    runs = scenario("process_counts", tmp_path, flags=flags, counts=[0, 2])
     assert runs["0"]["processes"] == 1
-    check_as_one(runs["0"], runs["2"], 2, 122)
+    check_equal_runs(runs["0"], runs["2"], 2, 122)
 
 
 @pytest.mark.long
-def test_one_process_by_torchrun_writes_the_bytes_of_plain_python_and_2_and_4_the_same_but_rounding(
+def test_torchrun_with_1_process_writes_the_bytes_of_python_and_2_or_4_differ_only_by_rounding(
     tmp_path, no_dropout
 ):
     flags = ["--model", str(no_dropout), *FLAGS]
-    runs = scenario("sizes", tmp_path, flags=flags, counts=[0, 1, 2, 4])
+    runs = scenario("process_counts", tmp_path, flags=flags, counts=[0, 1, 2, 4])
     plain = runs["0"]
     assert runs["1"]["bytes"] == plain["bytes"] and len(plain["mistakes"]) > 10
     assert plain["processes"] == 1 and plain["sentences"] == 122
     for count in (2, 4):
-        check_as_one(plain, runs[str(count)], count, 122)
+        check_equal_runs(plain, runs[str(count)], count, 122)
 
 
-def test_processes_without_a_sentence_in_a_step_change_nothing(tmp_path, no_dropout, few_sentences):
-    # Steps of two sentences and, at the end, of one, on three processes.
+def test_a_process_without_sentences_changes_no_weights(tmp_path, no_dropout, few_sentences):
+    # Each step has at most two sentences for three processes.
     flags = ["--model", str(no_dropout), *FLAGS[:4], "--max-train-samples", "17"]
     flags += ["--batch-size", "2", *FLAGS[8:], "--data", str(few_sentences)]
-    runs = scenario("sizes", tmp_path, flags=flags, counts=[0, 3])
+    runs = scenario("process_counts", tmp_path, flags=flags, counts=[0, 3])
     assert 0 < runs["3"]["difference"] < 1e-5 and runs["3"]["steps"][-1] == 18
     assert runs["3"]["accuracies"] == runs["0"]["accuracies"]
 
 
-def test_micro_batches_of_two_processes_change_nothing(tmp_path, no_dropout, few_sentences):
+def test_micro_batches_of_two_processes_change_no_weights(tmp_path, no_dropout, few_sentences):
     flags = ["--model", str(no_dropout), *FLAGS, "--micro-batch-size", "1"]
     flags += ["--data", str(few_sentences)]
-    runs = scenario("sizes", tmp_path, flags=flags, counts=[0, 2])
+    runs = scenario("process_counts", tmp_path, flags=flags, counts=[0, 2])
     assert 0 < runs["2"]["difference"] < 1e-5
 
 
-def test_the_kept_model_is_tested_by_all_processes_alike(tmp_path, no_dropout):
+def test_two_processes_keep_and_test_the_same_model_as_one_process(tmp_path, no_dropout):
     (tmp_path / "data").mkdir()
     for split in ("train", "dev", "test"):
         rows = CSV.splitlines(keepends=True)[: None if split == "train" else 15]
         (tmp_path / "data" / f"{split}.csv").write_text("".join(rows))
     flags = ["--model", str(no_dropout), "--data", str(tmp_path / "data"), "--epochs", "3"]
     flags += ["--learning-rate", "3e-3", "--batch-size", "8", "--freeze-embeddings"]
-    runs = scenario("sizes", tmp_path / "runs", flags=flags, counts=[0, 2])
+    runs = scenario("process_counts", tmp_path / "runs", flags=flags, counts=[0, 2])
     plain, several = runs["0"]["result"], runs["2"]["result"]
     assert several["test_accuracy"] == plain["test_accuracy"] == several["accuracy"]
     assert several["epoch"] == plain["epoch"] and 0 < runs["2"]["difference"] < 1e-4

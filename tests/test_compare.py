@@ -1,4 +1,4 @@
-"""The table of several runs: differing settings, seeds in one line, the best first."""
+"""The table of runs shows differing settings, joins seeds, and lists the best run first."""
 
 from harness.helpers import make_history
 
@@ -6,9 +6,9 @@ from outputs import compare
 
 
 def make_run(folder, accuracy: float | None, seconds: float = 60.0, **settings: object):
-    """A run that was never trained; without an accuracy it is not complete."""
+    """An untrained run; a run without an accuracy is not complete."""
     record = {"settings": {"model": "m", "data": "d", "seed": 1, "batch_size": 32} | settings}
-    # The training data differ from seed to seed if a part is drawn.
+    # A random subset of the training data is different for each seed.
     fingerprints = {"files": {"train": "x"}, "model": "y", "data": settings.get("seed")}
     record |= {"fingerprints": fingerprints, "result": None}
     if accuracy:
@@ -16,7 +16,7 @@ def make_run(folder, accuracy: float | None, seconds: float = 60.0, **settings: 
     return compare.Run(folder, record, make_history(60, 3))
 
 
-def test_the_table_of_runs_shows_what_differs_folds_seeds_and_has_the_best_first(tmp_path):
+def test_the_table_of_runs_shows_different_settings_joins_seeds_and_lists_the_best_first(tmp_path):
     runs = [
         make_run(tmp_path / "a", 0.90, 120, learning_rate=3e-5),
         make_run(tmp_path / "b", 0.91, 180, learning_rate=1e-5, seed=2, output_dir="b"),
@@ -29,19 +29,20 @@ def test_the_table_of_runs_shows_what_differs_folds_seeds_and_has_the_best_first
         "a     3e-05          –              1      0.9000           2.0",
         "d     0.0001         balanced       1      0.8667           –          not complete",
     ]
-    other = make_run(tmp_path / "e", 0.5)
-    other.record["fingerprints"]["files"] = {"train": "another"}
-    header, *lines = compare.table([make_run(tmp_path / "f", 0.6), other]).splitlines()
+    # Two different data sets can have the same name.
+    changed = make_run(tmp_path / "e", 0.5)
+    changed.record["fingerprints"]["files"] = {"train": "another"}
+    header, *lines = compare.table([make_run(tmp_path / "f", 0.6), changed]).splitlines()
     assert header.split() == ["run", "data", "seeds", "accuracy", "minutes"]
     first, second = (line.split()[1:3] for line in lines)
-    assert first[0] == second[0] == "d" and first[1] != second[1]  # Other content with that name.
+    assert first[0] == second[0] == "d" and first[1] != second[1]
     same = make_run(tmp_path / "g", 0.5, seed=2, data="/elsewhere/d")
     assert len(compare.table([make_run(tmp_path / "f", 0.6), same]).splitlines()) == 2
-    again = make_run(tmp_path / "h", 0.6)
-    assert "±" not in compare.table([make_run(tmp_path / "f", 0.6), again])  # All have one seed.
+    same_seed = make_run(tmp_path / "h", 0.6)
+    assert "±" not in compare.table([make_run(tmp_path / "f", 0.6), same_seed])
 
 
-def test_macro_f1_has_a_column_unless_all_runs_are_of_a_version_that_did_not_log_it(tmp_path):
+def test_macro_f1_has_a_column_if_any_run_recorded_macro_f1(tmp_path):
     old, new = make_run(tmp_path / "old", 0.9), make_run(tmp_path / "new", 0.8, epochs=2)
     assert "macro_f1" not in compare.table([old, old._replace(folder=tmp_path / "other")])
     new.record["result"]["macro_f1"] = 0.75

@@ -1,4 +1,4 @@
-"""The terminal: one line for each problem, plain lines of progress, exit codes and signals."""
+"""console.py prints problems and progress, chooses exit codes, and handles signals."""
 
 import itertools
 import signal
@@ -19,7 +19,7 @@ from system.console import DeferredSignals, InputError, Problem, RunError, Stopp
     "host, flag, where, remedy",
     [*itertools.product(("h", ""), ("--f", ""), ("a.csv", ""), ("r", ""))],
 )
-def test_a_problem_reads_host_flag_where_what_remedy_without_what_is_missing(
+def test_a_problem_line_has_host_flag_place_problem_remedy_and_skips_empty_parts(
     host, flag, where, remedy
 ):
     texts = {
@@ -44,14 +44,14 @@ def test_a_problem_reads_host_flag_where_what_remedy_without_what_is_missing(
     assert str(problem) == texts[host, flag, where, remedy]
 
 
-def test_the_text_of_an_input_error_is_a_line_for_each_of_its_problems():
+def test_an_input_error_has_one_line_for_each_problem():
     problems = Problem("a.csv", "empty"), Problem("", "found 0", "use 1", "--epochs")
     error = InputError(*problems)
     assert error.problems == problems
     assert str(error) == "a.csv: empty\n--epochs: found 0; use 1"
 
 
-def test_problems_are_collected_and_any_other_error_is_not():
+def test_problems_are_collected_and_other_errors_are_raised():
     problems = [Problem("a", "wrong")]
     with console.collect_problems(problems):
         raise InputError(Problem("b", "wrong"), Problem("c", "wrong"))
@@ -66,11 +66,11 @@ def test_problems_are_collected_and_any_other_error_is_not():
 
 @pytest.fixture
 def at_once(monkeypatch) -> None:
-    """A line of progress at every update, and not every 30 s."""
+    """Print a progress line at every update instead of every 30 s."""
     monkeypatch.setattr(console, "SECONDS_BETWEEN_LOG_LINES", 0)
 
 
-def test_a_log_file_gets_lines_with_rate_loss_and_time_left(at_once, capsys):
+def test_a_progress_line_in_a_log_file_has_rate_loss_and_time_left(at_once, capsys):
     with console.progress(total=200, unit="sentences", desc="training") as bar:
         bar.start_t -= 10
         bar.set_postfix_str("loss 0.321", False)
@@ -79,7 +79,7 @@ def test_a_log_file_gets_lines_with_rate_loss_and_time_left(at_once, capsys):
     assert line == "training: 50 of 200,  5.00 sentences/s, 00:30 left, loss 0.321\n"
 
 
-def test_a_message_between_lines_of_progress_repeats_and_breaks_none(at_once, capsys):
+def test_a_message_neither_repeats_nor_breaks_a_progress_line(at_once, capsys):
     with console.progress(total=200, unit="sentences", desc="training") as bar:
         bar.start_t -= 10
         bar.update(50)
@@ -96,7 +96,7 @@ def test_a_message_between_lines_of_progress_repeats_and_breaks_none(at_once, ca
     ]
 
 
-def test_a_log_file_gets_a_line_every_30_seconds_and_none_of_short_work(monkeypatch, capsys):
+def test_a_log_file_gets_a_line_every_30_seconds_and_none_for_short_work(monkeypatch, capsys):
     assert console.SECONDS_BETWEEN_LOG_LINES == 30
     with console.progress(total=1000, unit="sentences", desc="reading") as bar:
         for _ in range(500):
@@ -108,14 +108,14 @@ def test_a_log_file_gets_a_line_every_30_seconds_and_none_of_short_work(monkeypa
     assert capsys.readouterr().err.startswith("reading: 501 of 1000, 16.1")
 
 
-def test_the_rate_of_a_resumed_run_does_not_count_what_was_done_before(at_once, capsys):
+def test_the_rate_of_a_resumed_run_does_not_count_earlier_work(at_once, capsys):
     with console.progress(total=40_000, unit="sentences", desc="training", done=20_000) as bar:
         bar.start_t -= 10
         bar.update(10_000)
     assert capsys.readouterr().err == "training: 30.0k of 40.0k, 1.00k sentences/s, 00:10 left\n"
 
 
-def test_progress_of_an_unknown_total_has_no_time_left(at_once, capsys):
+def test_progress_without_a_total_has_no_time_left(at_once, capsys):
     with console.progress(total=None, unit="texts", desc="predicting") as bar:
         bar.start_t -= 10
         bar.update(50)
@@ -123,7 +123,7 @@ def test_progress_of_an_unknown_total_has_no_time_left(at_once, capsys):
 
 
 def test_only_the_main_process_prints_messages_results_and_progress(at_once, monkeypatch, capsys):
-    # Other launchers than torchrun set RANK for processes that do not belong together.
+    # Launchers except for torchrun set RANK for processes of separate runs, too.
     for launched, rank, is_main in ((True, "0", True), (True, "1", False), (False, "1", True)):
         monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
         if launched:
@@ -152,14 +152,14 @@ def test_only_the_main_process_prints_messages_results_and_progress(at_once, mon
         "CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate",
     ],
 )
-def test_each_way_of_running_out_of_memory_is_known(text):
+def test_an_out_of_memory_error_of_each_device_is_recognized(text):
     assert console.is_out_of_memory(RuntimeError(text)) and console.is_out_of_memory(MemoryError())
     assert not console.is_out_of_memory(RuntimeError("shapes do not match"))
     assert not console.is_out_of_memory(ValueError(text))
 
 
 class CompilerError(RuntimeError):
-    """As torch raises it, by the name of its module."""
+    """An error like torch's, which the program recognizes by the name of the module."""
 
     __module__ = "torch._inductor.exc"
 
@@ -176,12 +176,12 @@ ERRORS = {
     "a full disk": (
         OSError(28, "No space left on device"),
         1,
-        ["[Errno 28] No space left on device; is the disk full, or HF_HOME (caches) not writable?"],
+        ["[Errno 28] No space left on device; free space on the disk, or make HF_HOME writable"],
     ),
     "no compiler": (
         CompilerError("no C++ compiler"),
         1,
-        ["--compile: no C++ compiler; run without it"],
+        ["--compile: no C++ compiler; use --no-compile"],
     ),
     "Ctrl-C": (Stopped(signal.SIGINT), 130, ["stopped by SIGINT"]),
     "SIGTERM": (Stopped(signal.SIGTERM), 143, ["stopped by SIGTERM"]),
@@ -206,7 +206,7 @@ def test_a_defect_of_the_program_keeps_its_traceback(capsys, error):
     assert caught.value is error and capsys.readouterr().err == ""
 
 
-def test_without_an_error_the_program_goes_on_and_exits_with_the_code_of_its_own():
+def test_a_program_without_an_error_keeps_its_own_exit_code():
     with console.exit_codes():
         pass
     with pytest.raises(SystemExit) as end, console.exit_codes():
@@ -216,7 +216,7 @@ def test_without_an_error_the_program_goes_on_and_exits_with_the_code_of_its_own
 
 @pytest.mark.parametrize("rank", ["0", "1"])
 @pytest.mark.parametrize("may_report", [False, True])
-def test_the_process_that_may_report_does_whatever_its_rank(monkeypatch, capsys, rank, may_report):
+def test_only_the_process_that_may_report_prints_at_any_rank(monkeypatch, capsys, rank, may_report):
     monkeypatch.setattr(console, "ignore_signals", lambda: None)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a run")
     monkeypatch.setenv("RANK", rank)
@@ -226,7 +226,7 @@ def test_the_process_that_may_report_does_whatever_its_rank(monkeypatch, capsys,
     assert capsys.readouterr().err == "error: a reason\n" * may_report
 
 
-EMPTY = """
+PRINTS = """
 import sys
 from system import console
 with console.exit_codes():
@@ -235,9 +235,9 @@ with console.exit_codes():
 """
 
 
-def test_a_reader_of_stdout_that_leaves_ends_the_program_with_1_and_one_line():
+def test_a_closed_stdout_ends_the_program_with_code_1_and_one_line():
     program = subprocess.Popen(
-        [sys.executable, "-c", EMPTY],
+        [sys.executable, "-c", PRINTS],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -250,10 +250,10 @@ def test_a_reader_of_stdout_that_leaves_ends_the_program_with_1_and_one_line():
     program.stderr.close()
 
 
-def test_a_stdout_that_cannot_be_written_ends_the_program_with_1_and_one_line():
+def test_a_stdout_that_cannot_be_written_ends_the_program_with_code_1_and_one_line():
     with open("/dev/full", "w") as full:  # noqa: PTH123
         done = subprocess.run(
-            [sys.executable, "-c", EMPTY], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", PRINTS], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: standard output could not be written (No space left")
@@ -268,7 +268,7 @@ def test_a_stderr_that_cannot_be_written_does_not_change_the_exit_code(streams):
 # ---- Signals ----
 
 
-def test_a_signal_between_steps_is_noted_and_a_second_one_acts(monkeypatch, capfd):
+def test_a_first_signal_waits_for_the_step_and_a_second_signal_acts_at_once(monkeypatch, capfd):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     with pytest.raises(KeyboardInterrupt), DeferredSignals() as signals:
         assert signals.number == 0
@@ -284,15 +284,13 @@ def test_under_torchrun_a_second_signal_waits_for_the_step_too(monkeypatch, capf
     with DeferredSignals() as signals:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.raise_signal(number)
-            assert signals.number == signal.SIGTERM  # The first.
+            assert signals.number == signal.SIGTERM
     assert capfd.readouterr().err.splitlines().count("stopping after this step") == 2
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("launched", [False, True])
-def test_under_torchrun_a_process_that_fails_can_report_before_a_signal_ends_it(
-    monkeypatch, launched
-):
+def test_under_torchrun_a_failed_process_reports_before_a_signal_ends_it(monkeypatch, launched):
     handlers = []
     monkeypatch.setattr(console, "ignore_signals", lambda: handlers.append("ignored"))
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
@@ -305,24 +303,24 @@ def test_under_torchrun_a_process_that_fails_can_report_before_a_signal_ends_it(
     signals._restore()
 
 
-def test_after_the_steps_signals_act_as_before_and_none_is_left_noted():
+def test_after_the_steps_signals_act_as_before_and_no_signal_is_pending():
     before = [signal.getsignal(number) for number in console.STOP_SIGNALS]
     signals = DeferredSignals()
     with signals:
         signal.raise_signal(signal.SIGTERM)
         assert signals.number == signal.SIGTERM
-        assert signal.getsignal(signal.SIGTERM) == before[1]  # A second one would act.
+        assert signal.getsignal(signal.SIGTERM) == before[1]
     assert signals.number == 0
     assert [signal.getsignal(number) for number in console.STOP_SIGNALS] == before
 
 
-# A stop during training is also one of the default tests, in a program without its imports.
+# The default tests also stop a run during training, in a process without slow imports.
 MOMENTS = [0, 0.05, 0.2, 0.4, 0.8, 1.6, 3.2, pytest.param("training", marks=pytest.mark.long)]
 
 
 @pytest.mark.parametrize("number", console.STOP_SIGNALS)
 @pytest.mark.parametrize("seconds", MOMENTS)
-def test_a_stop_at_any_moment_leaves_no_traceback(tmp_path, tiny, seconds, number):
+def test_a_signal_at_any_moment_leaves_no_traceback(tmp_path, tiny, seconds, number):
     flags = ["--model", tiny, "--data", "builtin", "--output-dir", tmp_path / "run"]
     flags += ["--max-train-samples", 64]
     command = [sys.executable, "-X", "importtime", str(ROOT / "finetune.py"), *map(str, flags)]
@@ -334,7 +332,8 @@ def test_a_stop_at_any_moment_leaves_no_traceback(tmp_path, tiny, seconds, numbe
     if seconds == "training":
         assert process.stdout.readline().startswith("epoch 0")
     else:
-        while "training.settings\n" not in err.read_text():  # One of our first imports.
+        # training.settings is one of the first imports of the program.
+        while "training.settings\n" not in err.read_text():
             assert process.poll() is None, err.read_text()
             time.sleep(0.005)
         time.sleep(seconds)

@@ -1,4 +1,4 @@
-"""data.py: text to tokens to batches, nothing lost, nothing done twice."""
+"""data.py turns text into tokens and batches, loses no sentence and tokenizes only once."""
 
 import dataclasses
 import itertools
@@ -28,7 +28,7 @@ def make_text(tmp_path, texts: list[str], pairs: list[str] | None = None) -> dat
     return data.load(str(tmp_path))
 
 
-def test_a_subset_is_drawn_from_all_of_the_file(tmp_path):
+def test_a_subset_is_drawn_from_the_whole_file(tmp_path):
     texts = [f"text {number}" for number in range(300)]
     split = make_text(tmp_path, texts).splits["train"]
     lines = [data.subset(split, 50, seed)["line"][:] for seed in (1, 1, 2)]
@@ -41,7 +41,7 @@ def test_a_subset_is_drawn_from_all_of_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("pair", [False, True])
-def test_tokens_are_those_that_the_tokenizer_itself_gives(tmp_path, tokenizer, pair, capsys):
+def test_tokens_equal_the_output_of_the_tokenizer(tmp_path, tokenizer, pair, capsys):
     texts = [text.replace(",", " ") for text, _ in ROWS]
     pairs = texts[::-1] if pair else None
     text = make_text(tmp_path, texts, pairs)
@@ -53,17 +53,17 @@ def test_tokens_are_those_that_the_tokenizer_itself_gives(tmp_path, tokenizer, p
     ]
     assert tokens.__getitems__([3, 1]) == [tokens[3], tokens[1]]
     assert tokens.lengths.tolist() == list(map(len, expected["input_ids"]))
-    whole = tokenizer(texts, pairs)["input_ids"]
-    cut = sum(len(ids) > 5 for ids in whole)
+    untruncated = tokenizer(texts, pairs)["input_ids"]
+    cut = sum(len(ids) > 5 for ids in untruncated)
     messages = capsys.readouterr().err
     assert cut > 0
     for split in ("train", "validation"):
-        assert f"{cut} of {len(texts)} {split} sentences were cut to 5" in messages
+        assert f"{split}: truncated {cut} of {len(texts)} sentences to 5" in messages
 
 
-def test_the_same_data_is_never_tokenized_twice_whatever_was_done_with_the_tokenizer(tmp_path):
+def test_the_same_data_is_tokenized_once_even_after_the_tokenizer_was_used(tmp_path):
     def tokenize(max_length: int, side: str = "right") -> tuple[list, int, str]:
-        """Both splits in a run of their own: their rows, calls of the tokenizer, and its file."""
+        """Tokenize in a new run: the rows of both splits, calls of the tokenizer, and its file."""
         calls = []
         tokenizer = encoder.load("builtin", ["a", "b"], None).tokenizer
         tokenizer.truncation_side = side
@@ -87,14 +87,15 @@ def test_the_same_data_is_never_tokenized_twice_whatever_was_done_with_the_token
     assert calls == 2
     for _ in range(2):
         assert tokenize(20) == (first, 0, file)
-    assert tokenize(3)[1] == 2  # Another length is other data.
-    assert tokenize(20, side="left")[1] == 2  # So is another side.
+    # A different length or side gives different tokens.
+    assert tokenize(3)[1] == 2
+    assert tokenize(20, side="left")[1] == 2
 
 
 # ---- Classes ----
 
 
-def test_balanced_weights_are_scikit_learns_and_a_class_without_sentences_weighs_nothing_extra():
+def test_balanced_weights_equal_scikit_learns_and_skip_classes_without_sentences():
     from sklearn.utils.class_weight import compute_class_weight
 
     counts = np.array([30, 8, 0, 2])
@@ -122,10 +123,11 @@ def test_class_weights_follow_the_counts_of_a_split_and_are_none_by_default(tmp_
 @pytest.mark.parametrize(
     "device, max_length, width", [("cpu", 16, 5), ("cuda", 16, 8), ("cuda", 6, 5)]
 )
-def test_lengths_are_rounded_up_to_8_on_a_gpu_and_never_beyond_the_models_positions(
+def test_a_gpu_pads_to_a_multiple_of_8_and_no_device_pads_beyond_max_length(
     tmp_path, tokenizer, device, max_length, width
 ):
-    text = make_text(tmp_path, ["warm and funny"] * 4)  # With two special tokens, five.
+    # Three words and two special tokens make five tokens.
+    text = make_text(tmp_path, ["warm and funny"] * 4)
     tokens = data.tokenize(text, tokenizer, max_length)["train"]
     settings = training.make_settings("--micro-batch-size", "4")
     settings = dataclasses.replace(settings, device=device)
@@ -135,21 +137,21 @@ def test_lengths_are_rounded_up_to_8_on_a_gpu_and_never_beyond_the_models_positi
 
 
 @pytest.mark.parametrize(
-    "device, most, parts", [("cpu", None, 5), ("cpu", 10, 2), ("cuda", None, 1), ("cuda", 4, 5)]
+    "device, size, count", [("cpu", None, 5), ("cpu", 10, 2), ("cuda", None, 1), ("cuda", 4, 5)]
 )
-def test_a_cpu_takes_1024_tokens_at_a_time_unless_a_number_of_sentences_is_asked_for(
-    tmp_path, tokenizer, device, most, parts
+def test_a_cpu_limits_micro_batches_to_1024_tokens_unless_micro_batch_size_is_set(
+    tmp_path, tokenizer, device, size, count
 ):
     text = make_text(tmp_path, ["film " * 300] * 20)
     tokens = data.tokenize(text, tokenizer, 240)["train"]
     settings = training.make_settings()
-    settings = dataclasses.replace(settings, device=device, micro_batch_size=most)
+    settings = dataclasses.replace(settings, device=device, micro_batch_size=size)
     loader = data.make_loader(tokens, [np.arange(18)], settings)
     batches = loader.collate_fn(np.arange(18)).micro_batches
-    assert len(batches) == parts and batches[0]["input_ids"].shape[1] == 240
+    assert len(batches) == count and batches[0]["input_ids"].shape[1] == 240
 
 
-def test_an_epoch_that_is_continued_has_the_batches_that_it_lacks_and_reads_no_others(
+def test_a_resumed_epoch_has_only_the_remaining_batches_and_reads_only_their_rows(
     tmp_path, tokenizer, monkeypatch
 ):
     text = make_text(tmp_path, [f"text {number}" for number in range(50)])
@@ -168,7 +170,7 @@ def test_an_epoch_that_is_continued_has_the_batches_that_it_lacks_and_reads_no_o
     assert [batch.sentences for batch in rest] == list(map(len, whole[4:]))
 
 
-def test_only_in_training_an_empty_share_of_a_batch_has_a_sentence_that_counts_nothing(
+def test_only_training_fills_an_empty_share_of_a_batch_with_an_ignored_sentence(
     tmp_path, tokenizer, monkeypatch
 ):
     tokens = data.tokenize(make_text(tmp_path, ["one", "two", "three"]), tokenizer, 16)["train"]

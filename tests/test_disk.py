@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, also by two processes at a time."""
+"""Files are written whole or not at all, also by two processes at once."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 @settings(max_examples=50, deadline=None)
 @given(old=strategies.binary(max_size=300), new=strategies.lists(strategies.binary(max_size=99)))
-def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path_factory, old, new):
+def test_a_file_is_written_whole_or_stays_unchanged(tmp_path_factory, old, new):
     path = tmp_path_factory.mktemp("files") / "a"
     path.write_bytes(old)
 
@@ -38,7 +38,7 @@ def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path_factory, old, new):
     assert contents(path.parent) == {"a": b"".join(new)}
 
 
-def test_a_file_stays_as_it_was_and_nothing_is_left_if_a_signal_breaks_off_its_writing(tmp_path):
+def test_an_interrupted_write_leaves_the_old_file_and_no_partial_file(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"old")
 
@@ -51,7 +51,7 @@ def test_a_file_stays_as_it_was_and_nothing_is_left_if_a_signal_breaks_off_its_w
     assert contents(tmp_path) == {"a": b"old"}
 
 
-def test_names_of_any_bytes_can_be_written_and_read_back(tmp_path):
+def test_json_files_are_ascii_and_hold_names_that_are_not_utf_8(tmp_path):
     disk.write_json(tmp_path / "a.json", {"data": "b\udcffd é"})
     assert (tmp_path / "a.json").read_text("ascii") == '{\n  "data": "b\\udcffd \\u00e9"\n}\n'
     disk.write_lines(tmp_path / "a.jsonl", [{"step": 1}, {"é": 2}])
@@ -74,7 +74,7 @@ disk.write_whole(pathlib.Path("out"), fill)
 """
 
 
-def test_two_processes_that_write_one_file_leave_that_of_one_whole(tmp_path):
+def test_two_processes_that_write_the_same_file_leave_one_whole_file(tmp_path):
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", WRITE.format(part)],
@@ -91,7 +91,7 @@ def test_two_processes_that_write_one_file_leave_that_of_one_whole(tmp_path):
 # ---- Folders ----
 
 
-def test_a_folder_is_replaced_by_a_whole_one_or_not_at_all(tmp_path):
+def test_a_folder_is_replaced_whole_or_stays_unchanged(tmp_path):
     def fill(content: str, error: Exception | None = None):
         def write(folder: Path) -> None:
             (folder / "config.json").write_text(content)
@@ -109,7 +109,7 @@ def test_a_folder_is_replaced_by_a_whole_one_or_not_at_all(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_leftovers_of_any_process_are_removed_and_other_files_are_not(tmp_path):
+def test_partial_files_of_any_process_are_removed_and_other_files_stay(tmp_path):
     for name in ("a.4711.partial", "a.12.partial", "ab.4711.partial", "a", "a.csv"):
         (tmp_path / name).touch()
     for name in ("m.partial", "m.old", "m"):
@@ -146,11 +146,11 @@ for name, write in writers.items():
     except disk.RunError as error:
         print(error)
 """
-REMEDY = "mend that, then give the same command, a run with --output-dir and --resume"
+REMEDY = "correct this and repeat the command, for a run with --output-dir and --resume"
 
 
-def test_every_librarys_error_of_a_full_disk_names_the_file(tmp_path):
-    # RLIMIT_FSIZE makes each write beyond 1000 bytes fail, as a full disk does.
+def test_the_full_disk_error_of_every_library_names_the_file(tmp_path):
+    # RLIMIT_FSIZE makes each write beyond 1000 bytes fail like on a full disk.
     environment = limited(tmp_path, "RLIMIT_FSIZE", 1000)
     environment["PYTHONPATH"] += f"{os.pathsep}{ROOT}"
     done = subprocess.run(
@@ -170,7 +170,7 @@ def test_every_librarys_error_of_a_full_disk_names_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError("wrong"), RuntimeError("wrong")], ids=repr)
-def test_a_defect_is_not_taken_for_an_error_of_the_disk(tmp_path, error):
+def test_a_defect_is_not_reported_as_a_disk_error(tmp_path, error):
     def fail(file):
         raise error
 
@@ -190,7 +190,7 @@ def test_a_defect_is_not_taken_for_an_error_of_the_disk(tmp_path, error):
         (errno.ENOENT, False),
     ],
 )
-def test_a_full_disk_is_known_by_its_error_or_the_cause_of_it(number, is_full):
+def test_a_full_disk_is_recognized_by_the_error_or_its_cause(number, is_full):
     error = OSError(number, os.strerror(number))
     assert disk.is_full(error) == is_full
     with pytest.raises(RunError) as raised, disk.write_errors(Path("a")):

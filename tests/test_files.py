@@ -1,4 +1,4 @@
-"""Tables as people have them: those that can be read train, the others are refused with a line."""
+"""Usual tables are read and train; unreadable tables are refused with their line."""
 
 import csv
 import io
@@ -16,32 +16,32 @@ import data
 from inputs import files
 from system.console import InputError, Problem
 
-# ---- Refused by the program ----
+# ---- Refused files ----
 
 FILES = {
     "missing": ("no.csv", None, "no such file or folder"),
-    "unknown ending": ("a.xlsx", CSV, "the ending '.xlsx' is unknown"),
+    "unknown ending": ("a.xlsx", CSV, "unknown ending '.xlsx'"),
     "not UTF-8": (
         "a.csv",
         CSV.encode() + b"caf\xe9,positive\n" * 9,
-        "line 42: byte 0xe9 is not UTF-8",
+        "line 42: expected UTF-8, found byte 0xe9",
     ),
-    "UTF-16": ("a.csv", CSV.encode("utf-16"), "line 1: byte 0xff is not UTF-8"),
-    "ragged row": ("a.csv", CSV + "good\n", "line 42: 1 fields where the header has 2"),
+    "UTF-16": ("a.csv", CSV.encode("utf-16"), "line 1: expected UTF-8, found byte 0xff"),
+    "ragged row": ("a.csv", CSV + "good\n", "line 42: wrong number of fields (found 1"),
     "ragged after a quoted newline": (
         "a.csv",
         CSV + '"two\nlines",positive\ngood\n',
-        "line 44: 1 fields where the header has 2",
+        "line 44: wrong number of fields (found 1, expected 2)",
     ),
-    "open quote": ("a.csv", CSV + '"never closed,positive\n', "line 42"),
-    "a column twice": ("a.csv", "text,label,label\na,1,0\nb,0,1\n", "'label' is there twice"),
-    "broken JSON": ("a.jsonl", '{"text": "a", "label": 1}\n{"text": \n', "line 2: not JSON"),
-    "not a parquet file": ("a.parquet", "sentence,label\n", "not a whole parquet file"),
+    "unclosed quote": ("a.csv", CSV + '"never closed,positive\n', "line 42"),
+    "duplicate column": ("a.csv", "text,label,label\na,1,0\nb,0,1\n", "duplicate column 'label'"),
+    "broken JSON": ("a.jsonl", '{"text": "a", "label": 1}\n{"text": \n', "line 2: invalid JSON"),
+    "not a parquet file": ("a.parquet", "sentence,label\n", "cannot be read as parquet"),
 }
 
 
 @pytest.mark.parametrize("name, content, message", FILES.values(), ids=FILES)
-def test_a_file_that_cannot_be_read_is_refused(in_process, tmp_path, tiny, name, content, message):
+def test_an_unreadable_file_is_refused(in_process, tmp_path, tiny, name, content, message):
     check_file_refused(in_process, tiny, tmp_path, name, content, message)
 
 
@@ -49,15 +49,13 @@ def test_a_folder_without_a_train_file_is_refused(in_process, tmp_path, tiny):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "dev.csv").write_text(CSV)
     run = in_process("--model", tiny, "--data", "d", "--output-dir", "run")
-    check_refused(run, tmp_path / "run", "the folder has no train file")
+    check_refused(run, tmp_path / "run", "no train file in the folder")
 
 
-# ---- Read by the program ----
+# ---- Accepted files ----
 
 
-def test_an_excel_csv_with_mark_crlf_semicolons_and_quoted_newlines_trains(
-    in_process, tmp_path, tiny
-):
+def test_an_excel_csv_with_bom_crlf_semicolons_and_newlines_trains(in_process, tmp_path, tiny):
     rows = [*ROWS, ("NA", "negative"), ("None", "negative"), ("two\r\nlines; one cell", "positive")]
     lines = "".join(f'"{text}";{label}\r\n' for text, label in rows)
     (tmp_path / "own.csv").write_bytes(("\ufeffReview;Sentiment\r\n" + lines).encode())
@@ -66,17 +64,16 @@ def test_an_excel_csv_with_mark_crlf_semicolons_and_quoted_newlines_trains(
     record = check_done(run, tmp_path / "run")
     assert record["labels"] == ["negative", "positive"]
     assert record["sentences"] == {"train": 38, "validation": 5}
-    assert "5 of 43 sentences are held out" in run.err
+    assert "held out 5 of 43 training sentences" in run.err
 
 
-def test_glues_own_folder_trains_as_it_was_downloaded(in_process, tmp_path, tiny):
+def test_the_downloaded_glue_folder_trains_unchanged(in_process, tmp_path, tiny):
     (tmp_path / "SST-2").mkdir()
     bare_quote = '1\t" a film with a bare quote \n'
-    for name, label in (("train", None), ("dev", None), ("test", -1)):
-        lines = [
-            f"{int(word == 'positive') if label is None else label}\t{t}\n" for t, word in ROWS
-        ]
-        text = "label\tsentence\n" + "".join(lines) + (bare_quote if label is None else "")
+    for name in ("train", "dev", "test"):
+        labels = [-1 if name == "test" else int(label == "positive") for _, label in ROWS]
+        lines = [f"{label}\t{text}\n" for label, (text, _) in zip(labels, ROWS, strict=True)]
+        text = "label\tsentence\n" + "".join(lines) + (bare_quote if name != "test" else "")
         (tmp_path / "SST-2" / f"{name}.tsv").write_text(text)
     flags = ["--model", tiny, "--data", "SST-2", "--epochs", "1", "--output-dir", "run"]
     run = in_process(*flags)
@@ -86,11 +83,11 @@ def test_glues_own_folder_trains_as_it_was_downloaded(in_process, tmp_path, tiny
     assert "the test split has no labels; it is left out" in run.err
 
 
-def test_a_parquet_folder_with_a_labelled_test_split_is_tested_once(in_process, tmp_path, tiny):
+def test_a_labelled_parquet_test_split_is_evaluated_once(in_process, tmp_path, tiny):
     (tmp_path / "d").mkdir()
     columns = {
         "text": [text for text, _ in ROWS],
-        "stars": [1 + 4 * (word == "positive") for _, word in ROWS],
+        "stars": [1 + 4 * (label == "positive") for _, label in ROWS],
     }
     for name in ("train", "validation", "test"):
         pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "d" / f"{name}.parquet")
@@ -109,47 +106,45 @@ def test_the_builtin_data_is_found_from_any_folder(in_process, tmp_path, tiny):
     assert record["labels"] == ["negative", "positive"]
 
 
-# ---- Which files ----
+# ---- Files of the splits ----
 
 
-def test_the_file_of_each_split_is_found_by_any_of_its_usual_names(tmp_path):
+def test_the_file_of_each_split_is_found_by_any_usual_name(tmp_path):
     for name in ("Train.tsv", "valid.csv", "test.jsonl", "README.md", "train.txt"):
         (tmp_path / name).write_text("")
-    found = files.find_files(str(tmp_path))
-    assert {split: path.name for split, path in found.items()} == {
+    paths = files.find_files(str(tmp_path))
+    assert {split: path.name for split, path in paths.items()} == {
         "train": "Train.tsv",
         "validation": "valid.csv",
         "test": "test.jsonl",
     }
     (tmp_path / "dev.parquet").write_text("")
-    with pytest.raises(InputError, match=r"dev\.parquet and valid\.csv are both the validation"):
+    with pytest.raises(InputError, match=r"validation file: dev\.parquet and valid\.csv; keep"):
         files.find_files(str(tmp_path))
 
 
-def test_the_reserved_names_come_before_paths_and_other_names_may_be_the_hubs(
-    tmp_path, monkeypatch
-):
+def test_reserved_names_win_over_paths_and_names_with_owner_are_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("sst2", "builtin"):
         (tmp_path / name).mkdir()
     assert files.find_files("sst2") is None
     assert files.find_files("builtin")["train"].parent == files.BUILTIN
     assert files.find_files("nyu-mll/glue:sst2") is None
-    with pytest.raises(InputError, match="--data imdb: no such file or folder; a data set on the"):
+    with pytest.raises(InputError, match="--data imdb: no such file or folder; write a data set"):
         files.find_files("imdb")
     with pytest.raises(InputError, match=r"--data me/a\.csv: no such file or folder$"):
         files.find_files("me/a.csv")
 
 
-# ---- What is read, exactly ----
+# ---- Contents ----
 
 
-def test_columns_that_are_not_used_may_hold_anything(tmp_path):
-    odd = pyarrow.array([10**15] * 10, pyarrow.timestamp("s"))
+def test_unused_columns_may_hold_anything(tmp_path):
+    timestamps = pyarrow.array([10**15] * 10, pyarrow.timestamp("s"))
     columns = {
         "text": [f"t{i}" for i in range(10)],
         "label": [i % 2 for i in range(10)],
-        "odd": odd,
+        "odd": timestamps,
     }
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
     assert data.load(str(tmp_path / "a.parquet")).labels == ["0", "1"]
@@ -158,7 +153,7 @@ def test_columns_that_are_not_used_may_hold_anything(tmp_path):
     assert load_text(tmp_path, "b.csv", header + rows).labels == ["0", "1"]
 
 
-def test_a_file_that_is_wrong_throughout_is_reported_in_20_lines(tmp_path):
+def test_a_file_with_hundreds_of_problems_is_reported_in_about_20_lines(tmp_path):
     with pytest.raises(InputError) as caught:
         load_text(tmp_path, "a.csv", "a title line\n" + "text,label\n" * 300)
     assert 20 <= len(caught.value.problems) <= 22
@@ -167,7 +162,7 @@ def test_a_file_that_is_wrong_throughout_is_reported_in_20_lines(tmp_path):
     assert 20 <= len(caught.value.problems) <= 22
 
 
-def test_spaces_after_commas_and_empty_lines_are_no_part_of_a_csv(tmp_path):
+def test_spaces_after_commas_and_empty_lines_in_a_csv_are_ignored(tmp_path):
     rows = '"good, really", "pos"\n\n"bad", "neg"\n' * 5
     text = load_text(tmp_path, "a.csv", "\nsentence, label\n" + rows)
     assert text.labels == ["neg", "pos"]
@@ -176,7 +171,7 @@ def test_spaces_after_commas_and_empty_lines_are_no_part_of_a_csv(tmp_path):
         load_text(tmp_path, "b.csv", "\nsentence, label\n" + rows + "fine,\n")
 
 
-def test_the_same_bytes_are_read_as_their_ending_says(tmp_path):
+def test_the_ending_of_a_file_decides_how_its_bytes_are_read(tmp_path):
     content = 'text\tlabel\n"a ""b"""\t1\n"c"" d\t0\n' + "e\t1\nf\t0\n" * 9
     with pytest.raises(InputError):
         load_text(tmp_path, "a.csv", content)
@@ -186,14 +181,14 @@ def test_the_same_bytes_are_read_as_their_ending_says(tmp_path):
 
 
 @pytest.mark.parametrize("quoted", [True, False])
-def test_quotes_in_a_tsv_are_the_writers_or_the_texts(tmp_path, quoted):
-    good, fine = ('"two\nlines ""x"""', '"tab\there"') if quoted else ('"good" he said', '"open')
-    content = "text\tlabel\n" + f"{good}\t0\n{fine}\t1\n" * 5
+def test_quotes_in_a_tsv_enclose_whole_cells_or_are_part_of_the_text(tmp_path, quoted):
+    first, second = ('"two\nlines ""x"""', '"tab\there"') if quoted else ('"good" he said', '"open')
+    content = "text\tlabel\n" + f"{first}\t0\n{second}\t1\n" * 5
     texts = set(load_text(tmp_path, "a.tsv", content).splits["train"]["text"])
-    assert texts == ({'two\nlines "x"', "tab\there"} if quoted else {good, fine})
+    assert texts == ({'two\nlines "x"', "tab\there"} if quoted else {first, second})
 
 
-def test_a_reader_gives_the_line_on_which_each_row_starts(tmp_path):
+def test_each_reader_returns_the_line_number_at_which_a_row_starts(tmp_path):
     (tmp_path / "a.csv").write_text('text,label\n"two\nlines",1\n\ngood,0\n')
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n\n{"text": "b"}\n')
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"]}), tmp_path / "a.parquet")
@@ -209,11 +204,11 @@ CELL = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size
 
 @settings(max_examples=200)
 @given(st.lists(CELL.filter(str.strip), min_size=1, max_size=8), st.sampled_from([",", ";", "\t"]))
-def test_anything_that_the_csv_module_writes_is_read_back_with_its_line(
-    tmp_path_factory, cells, mark
+def test_each_cell_that_the_csv_module_writes_is_read_back_with_its_line(
+    tmp_path_factory, cells, delimiter
 ):
     file = io.StringIO(newline="")
-    writer = csv.writer(file, delimiter=mark, quoting=csv.QUOTE_ALL)
+    writer = csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_ALL)
     writer.writerow(["text", "label"])
     lines = []
     for cell in cells:

@@ -1,4 +1,4 @@
-"""The page finetune.py: its arithmetic equals that of transformers' Trainer, and its own."""
+"""The arithmetic of finetune.py equals that of transformers' Trainer."""
 
 import collections
 import copy
@@ -22,20 +22,20 @@ from system import speed
 from training.scores import Answers
 
 
-@pytest.mark.parametrize("way", ["as it runs", "without what makes it faster"])
-def test_50_losses_and_the_weights_equal_those_of_transformers_trainer(tmp_path, monkeypatch, way):
+@pytest.mark.parametrize("speedups", [True, False])
+def test_losses_and_weights_equal_those_of_transformers_trainer(tmp_path, monkeypatch, speedups):
     from transformers import Trainer, TrainingArguments
 
-    # These sentences are short; so that batches are split all the same, a CPU takes few tokens.
-    most = 100 if way == "as it runs" else sys.maxsize
-    monkeypatch.setattr(batches, "MOST_TOKENS_ON_CPU", most)
-    if way != "as it runs":
+    # The sentences are short, and a limit of 100 tokens still splits their batches.
+    monkeypatch.setattr(batches, "MAX_TOKENS_ON_CPU", 100 if speedups else sys.maxsize)
+    if not speedups:
         monkeypatch.setattr(speed, "prepare", lambda model, *_: model)
     flags = ["--batch-size", "20", "--epochs", "1", "--learning-rate", "3e-3", "--log-every", "1"]
-    count = 20 * 50 - 7  # The last batch is smaller.
+    # The last batch is smaller.
+    count = 20 * 50 - 7
     loaded = training.load(tmp_path, count, *flags, "--warmup", "0.1")
     rows = training.write_sentences(tmp_path / "sentences", count)
-    ours, theirs, before = loaded.model, copy.deepcopy(loaded.model), copy.deepcopy(loaded.model)
+    initial_model, trainer_model = copy.deepcopy(loaded.model), copy.deepcopy(loaded.model)
     tokens = data.tokenize_split(loaded.text, "train", loaded.tokenizer, 64)
     lines = [line for line in training.train(loaded) if "loss" in line]
 
@@ -56,7 +56,7 @@ def test_50_losses_and_the_weights_equal_those_of_transformers_trainer(tmp_path,
         disable_tqdm=True,
     )
 
-    class InOurOrder(Trainer):
+    class OrderedTrainer(Trainer):
         def get_train_dataloader(self):
             encode = functools.partial(loaded.tokenizer, padding=True, return_tensors="pt")
 
@@ -67,28 +67,29 @@ def test_50_losses_and_the_weights_equal_those_of_transformers_trainer(tmp_path,
 
             return DataLoader(range(len(rows)), batch_sampler=order, collate_fn=collate)
 
-    trainer = InOurOrder(model=theirs, args=arguments, train_dataset=range(len(rows)))
+    trainer = OrderedTrainer(model=trainer_model, args=arguments, train_dataset=range(len(rows)))
     trainer.train()
     history = [line for line in trainer.state.log_history if "loss" in line]
     assert len(lines) == len(history) == 50
-    for mine, other in zip(lines, history, strict=True):
-        assert mine["learning_rate"] == pytest.approx(other["learning_rate"], rel=1e-9)
-        assert mine["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+    for line, reference in zip(lines, history, strict=True):
+        assert line["learning_rate"] == pytest.approx(reference["learning_rate"], rel=1e-9)
+        assert line["grad_norm"] == pytest.approx(reference["grad_norm"], rel=1e-3)
     losses = np.array([[line["loss"] for line in run] for run in (lines, history)])
-    worst = np.abs(losses[0] / losses[1] - 1).max()
-    moved = training.largest_difference(ours, before)
-    apart = training.largest_difference(ours, theirs)
-    print(f"{way}: largest relative difference of 50 losses {worst:.1e}, of weights {apart:.1e}")
-    print(f"the weights moved by up to {moved:.1e}")
-    assert worst < 1e-5 and apart < 1e-4 < moved
-    assert losses[0][-10:].mean() < losses[0][:10].mean() - 0.1  # Both have learned.
+    loss_difference = np.abs(losses[0] / losses[1] - 1).max()
+    change = training.largest_difference(loaded.model, initial_model)
+    difference = training.largest_difference(loaded.model, trainer_model)
+    print(f"speedups {speedups}: largest relative difference of 50 losses {loss_difference:.1e}")
+    print(f"largest difference of weights {difference:.1e}, change by training {change:.1e}")
+    assert loss_difference < 1e-5 and difference < 1e-4 < change
+    assert losses[0][-10:].mean() < losses[0][:10].mean() - 0.1
 
 
 # ---- Steps ----
 
 
-def test_micro_batches_of_4_train_as_the_whole_batch_of_32(tmp_path):
-    count = 512 - 3  # The last batch is smaller than the others.
+def test_micro_batches_of_4_train_like_the_whole_batch_of_32(tmp_path):
+    # The last batch is smaller.
+    count = 512 - 3
     flags = ["--epochs", "1", "--learning-rate", "1e-3", "--batch-size", "32"]
     whole = training.load(tmp_path, count, *flags, run="whole")
     micro = training.load(tmp_path, count, *flags, "--micro-batch-size", "4", run="micro")
@@ -102,29 +103,29 @@ def test_micro_batches_of_4_train_as_the_whole_batch_of_32(tmp_path):
 def test_a_max_grad_norm_of_0_clips_nothing(tmp_path):
     flags = ["--epochs", "1", "--learning-rate", "1e-3", "--max-grad-norm"]
     models = []
-    for most in ("0", "1e9", "1e-9"):
-        loaded = training.load(tmp_path, 64, *flags, most, run=most)
+    for max_norm in ("0", "1e9", "1e-9"):
+        loaded = training.load(tmp_path, 64, *flags, max_norm, run=max_norm)
         training.train(loaded)
         models.append(loaded.model)
-    off, never, clipped = models
-    assert training.largest_difference(off, never) == 0
-    assert training.largest_difference(off, clipped) > 0
+    unclipped, large_limit, clipped = models
+    assert training.largest_difference(unclipped, large_limit) == 0
+    assert training.largest_difference(unclipped, clipped) > 0
 
 
-def test_weights_decay_in_matrices_and_in_nothing_else(tmp_path):
+def test_weight_decay_applies_to_matrices_only(tmp_path):
     model = training.load_head(training.no_dropout(tmp_path / "model"))
     settings = training.make_settings("--weight-decay", "0.5", "--learning-rate=1")
     optimizer = script.make_optimizer(model, settings)
-    decayed = {
+    weight_decays = {
         id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
     }
     for name, parameter in model.named_parameters():
         is_matrix = not (name.endswith("bias") or "layer_norm" in name or "LayerNorm" in name)
-        assert decayed[id(parameter)] == (0.5 if is_matrix else 0.0), name
+        assert weight_decays[id(parameter)] == (0.5 if is_matrix else 0.0), name
     assert all(group["fused"] for group in optimizer.param_groups)
 
 
-def test_the_learning_rate_rises_then_falls_to_zero_as_transformers_schedule():
+def test_the_learning_rate_follows_the_linear_schedule_of_transformers():
     from transformers import get_linear_schedule_with_warmup
 
     settings = training.make_settings("--learning-rate", "3e-5", "--warmup", "0.06")
@@ -137,29 +138,29 @@ def test_the_learning_rate_rises_then_falls_to_zero_as_transformers_schedule():
         schedule.step()
 
 
-def test_a_step_with_class_weights_has_torchs_weighted_loss_over_all_sentences(tiny):
+def test_a_step_with_class_weights_averages_torchs_weighted_loss_over_sentences(tiny):
     weights = data.balanced_weights(np.array([30, 8, 0, 2]))
     rows = [{"input_ids": [101, 2000 + i, 102], "labels": int(i % 4 == 1)} for i in range(8)]
     settings = training.make_settings("--learning-rate", "1e-3")
     losses = []
-    for most in (8, 3):
+    for max_rows in (8, 3):
         torch.manual_seed(0)
         model = encoder.load(str(tiny), list("abcd"), None).model
         optimizer = script.make_optimizer(model, settings)
-        batch = data.Batch(batches.collate(rows, 0, most), 8, np.arange(8))
+        batch = data.Batch(batches.collate(rows, 0, max_rows), 8, np.arange(8))
         with torch.no_grad():
-            (whole,) = batches.collate(rows, 0, 8)
-            right = whole.pop("labels")
-            each = torch.nn.functional.cross_entropy(
-                model(**whole).logits, right, weights, reduction="none"
+            (inputs,) = batches.collate(rows, 0, 8)
+            labels = inputs.pop("labels")
+            expected = torch.nn.functional.cross_entropy(
+                model(**inputs).logits, labels, weights, reduction="none"
             )
         loss, _ = script.training_step(model, optimizer, batch, settings, weights)
-        assert loss.item() == pytest.approx(each.sum().item() / 8, rel=1e-5)
+        assert loss.item() == pytest.approx(expected.sum().item() / 8, rel=1e-5)
         losses.append(loss.item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_every_step_has_the_class_weights_of_the_training_split(tmp_path, monkeypatch):
+def test_every_step_uses_the_class_weights_of_the_training_split(tmp_path, monkeypatch):
     flags = ["--epochs", "1", "--batch-size", "8", "--class-weights", "balanced"]
     loaded = training.load(tmp_path, 20, *flags)
     step, steps = script.training_step, []
@@ -177,7 +178,7 @@ def test_every_step_has_the_class_weights_of_the_training_split(tmp_path, monkey
 
 @pytest.fixture
 def reads(monkeypatch) -> collections.Counter:
-    """How often each file has read a value from the device: each time Python waits for a GPU."""
+    """The number of device reads by each file; each read makes Python wait for a GPU."""
     counts = collections.Counter()
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
         real = getattr(torch.Tensor, name)
@@ -190,7 +191,7 @@ def reads(monkeypatch) -> collections.Counter:
     return counts
 
 
-def test_the_loop_reads_back_from_the_device_only_if_it_logs(tmp_path, monkeypatch, reads):
+def test_training_reads_from_the_device_only_to_log(tmp_path, monkeypatch, reads):
     answers = Answers(*(np.ones(1) for _ in Answers._fields))
     monkeypatch.setattr(script, "evaluate", lambda *_: ({"accuracy": 1.0}, answers))
     monkeypatch.setattr(script.Run, "save", lambda run: None)
@@ -199,25 +200,27 @@ def test_the_loop_reads_back_from_the_device_only_if_it_logs(tmp_path, monkeypat
     loaded = training.load(tmp_path, 64, *flags)
     reads.clear()
     training.train(loaded)
-    assert reads.pop("run.py") == 1  # For the line that is logged at the end of the epoch.
-    assert reads.keys() <= {"batches.py", "dataloader.py"}  # Batches are made on the CPU.
+    # run.py logs the last step of the epoch; the other two files make batches on the CPU.
+    assert reads.pop("run.py") == 1
+    assert reads.keys() <= {"batches.py", "dataloader.py"}
 
 
-def test_an_evaluation_reads_back_from_the_device_only_at_its_end(tmp_path, reads):
+def test_an_evaluation_reads_from_the_device_only_at_its_end(tmp_path, reads):
     loaded = training.load(tmp_path, 64, "--batch-size", "8")
     speed.prepare(loaded.model, "cpu", "fp32")
     tokens = data.tokenize_split(loaded.text, "train", loaded.tokenizer, 64)
     loader = data.evaluation_loader(tokens, loaded.settings)
     reads.clear()
     script.evaluate(loaded.model, loader, loaded.settings)
-    assert reads.pop("scores.py") == 2 * 4  # Each column once, by cpu() and numpy().
+    # cpu() and numpy() read each of the four columns once.
+    assert reads.pop("scores.py") == 2 * 4
     assert reads.keys() <= {"batches.py", "dataloader.py"}
 
 
-# ---- Evaluation and modes ----
+# ---- Evaluation, dropout and frozen weights ----
 
 
-def test_evaluation_counts_every_sentence_once_as_a_pipeline_does(tmp_path):
+def test_evaluation_counts_every_sentence_once_and_agrees_with_a_pipeline(tmp_path):
     from transformers import pipeline
 
     rows = training.write_sentences(tmp_path, 45)
@@ -231,8 +234,8 @@ def test_evaluation_counts_every_sentence_once_as_a_pipeline_does(tmp_path):
         [text for text, _ in rows]
     )
     best = [max(reply, key=lambda a: a["score"]) for reply in replies]
-    right = [a["label"] == str(label) for a, (_, label) in zip(best, rows, strict=True)]
-    assert scores["accuracy"] == sum(right) / 45
+    is_right = [a["label"] == str(label) for a, (_, label) in zip(best, rows, strict=True)]
+    assert scores["accuracy"] == sum(is_right) / 45
     assert answers.labels.tolist() == [label for _, label in rows]
     assert [str(number) for number in answers.predictions] == [a["label"] for a in best]
     assert answers.probabilities == pytest.approx([a["score"] for a in best], abs=1e-6)
@@ -244,7 +247,7 @@ def test_evaluation_counts_every_sentence_once_as_a_pipeline_does(tmp_path):
     assert answers.losses.mean() == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def test_training_has_dropout_in_every_epoch_and_evaluation_has_none(tmp_path):
+def test_dropout_is_on_in_every_training_epoch_and_off_in_evaluation(tmp_path):
     flags = ["--epochs", "2", "--learning-rate", "1e-3"]
     loaded = training.load(tmp_path, 64, *flags, dropout=0.1, attention_dropout=0.1)
     modes = []
@@ -254,56 +257,54 @@ def test_training_has_dropout_in_every_epoch_and_evaluation_has_none(tmp_path):
     assert modes == [False, False, *epoch, *epoch]
     tokens = data.tokenize_split(loaded.text, "validation", loaded.tokenizer, 64)
     loader = data.evaluation_loader(tokens, loaded.settings)
-    first, again = (script.evaluate(loaded.model, loader, loaded.settings) for _ in range(2))
-    assert modes[10:] == [False] * 4 and first[0] == again[0]
-    for one, other in zip(first[1], again[1], strict=True):
-        assert one.tolist() == other.tolist()
+    first, second = (script.evaluate(loaded.model, loader, loaded.settings) for _ in range(2))
+    assert modes[10:] == [False] * 4 and first[0] == second[0]
+    for column, repeated in zip(first[1], second[1], strict=True):
+        assert column.tolist() == repeated.tolist()
 
 
 @pytest.mark.parametrize("flag", ["--freeze-embeddings", "--no-freeze-embeddings"])
-def test_frozen_word_embeddings_stay_as_they_were_and_all_else_learns(
-    in_process, tmp_path, tiny, flag
-):
+def test_only_frozen_embeddings_stay_unchanged(in_process, tmp_path, tiny, flag):
     flags = ["--model", tiny, "--data", "builtin", "--max-train-samples", "64", "--epochs", "1"]
     run = in_process(*flags, flag, "--learning-rate", "1e-3", "--output-dir", "run")
     assert run.code == 0, run.err
     names = ["negative", "positive"]
     after = encoder.load(str(tmp_path / "run" / "model"), names, None).model.state_dict()
     before = encoder.load(str(tiny), names, None).model.state_dict()
-    same = {name for name in before if torch.equal(before[name], after[name])}
-    words = {"distilbert.embeddings.word_embeddings.weight"}
-    # A key's bias moves no attention: it is added to all scores of a query alike.
-    assert same - {name for name in before if "k_lin.bias" in name} == (
-        words if flag == "--freeze-embeddings" else set()
+    unchanged = {name for name in before if torch.equal(before[name], after[name])}
+    embeddings = {"distilbert.embeddings.word_embeddings.weight"}
+    # The bias of a key adds the same value to all scores of a query, so attention ignores it.
+    assert unchanged - {name for name in before if "k_lin.bias" in name} == (
+        embeddings if flag == "--freeze-embeddings" else set()
     )
 
 
-# ---- Precision and compiled programs ----
+# ---- Precision and compilation ----
 
 
-def test_bf16_computes_in_bf16_and_keeps_weights_in_float32(tmp_path):
+def test_bf16_computes_in_bf16_and_keeps_the_weights_in_float32(tmp_path):
     training.write_sentences(tmp_path, 32)
     model = training.load_head(training.no_dropout(tmp_path / "model"))
     tokenizer = encoder.load("builtin", ["0", "1"], None).tokenizer
     tokens = data.tokenize_split(data.load(str(tmp_path)), "train", tokenizer, 64)
     (batch,) = batches.collate(tokens.__getitems__(list(range(32))), 0, 32)
-    whole, _ = script.forward(model, batch, "fp32")
-    half, _ = script.forward(model, batch, "bf16")
-    assert half.dtype == torch.float32 and {p.dtype for p in model.parameters()} == {torch.float32}
-    assert 1e-5 < (whole - half).abs().max() < 0.05
+    fp32, _ = script.forward(model, batch, "fp32")
+    bf16, _ = script.forward(model, batch, "bf16")
+    assert bf16.dtype == torch.float32 and {p.dtype for p in model.parameters()} == {torch.float32}
+    assert 1e-5 < (fp32 - bf16).abs().max() < 0.05
 
 
 @pytest.mark.long
-def test_compiling_without_a_compiler_ends_with_one_line(finetune, tmp_path, tiny):
+def test_compile_without_a_compiler_ends_with_one_error_line(finetune, tmp_path, tiny):
     flags = ["--model", tiny, "--data", "builtin", "--max-train-samples", "32", "--compile"]
-    none = {"CC": "/no/compiler", "CXX": "/no/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-    run = finetune(*flags, "--output-dir", "run", **none)
+    env = {"CC": "/no/compiler", "CXX": "/no/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    run = finetune(*flags, "--output-dir", "run", **env)
     assert run.code == 1 and len(run.errors) == 1 and "Traceback" not in run.err, run.err
     assert run.errors[0].startswith("error: --compile: ")
 
 
 @pytest.mark.slow
-def test_compiling_writes_a_few_programs_for_batches_of_forty_lengths(tmp_path):
+def test_compile_makes_at_most_4_programs_for_batches_of_40_lengths(tmp_path):
     model = training.load_head(save_tiny(tmp_path / "model"))
     settings = training.make_settings("--learning-rate", "1e-3")
     speed.prepare(model, "cpu", "fp32", compiled=True)
@@ -323,9 +324,7 @@ def test_compiling_writes_a_few_programs_for_batches_of_forty_lengths(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_compiled_model_learns_the_same_and_is_saved_under_its_own_names(
-    finetune, tmp_path, tiny
-):
+def test_a_compiled_model_keeps_the_loss_and_the_weight_names(finetune, tmp_path, tiny):
     flags = ["--model", tiny, "--data", "builtin", "--max-train-samples", "300", "--epochs", "1"]
     losses = []
     for name, compiled in (("a", "--no-compile"), ("b", "--compile")):

@@ -1,4 +1,4 @@
-"""A run that is killed, starved of disk or damaged ends with the bytes of an undisturbed one."""
+"""A run that is killed or has no disk space resumes to the bytes of an undisturbed run."""
 
 import platform
 import shutil
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness.helpers import in_parts, scenario, warm
+from harness.helpers import in_parts, own_process, scenario
 from harness.stopped import FLAGS, SHORT, SHORTER
 
 long, slow = pytest.mark.long, pytest.mark.slow
@@ -31,10 +31,10 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
 
 
 @pytest.mark.skipif(
-    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="by x86-64 Linux's calls"
+    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="only for x86-64 Linux"
 )
 @pytest.mark.parametrize("share", [80, pytest.param(16, marks=long), pytest.param(1, marks=slow)])
-def test_a_run_killed_at_an_operation_on_its_files_ends_with_the_same_bytes(
+def test_a_run_killed_at_a_file_operation_ends_with_the_same_bytes(
     tmp_path, tiny, few_sentences, share
 ):
     flags = ["--model", str(tiny), *(SHORT if share == 1 else SHORTER)]
@@ -81,7 +81,7 @@ def check_full_disk(results: dict, moments: int) -> None:
 
 
 @pytest.mark.parametrize("moments", [2, pytest.param(8, marks=long), pytest.param(60, marks=slow)])
-def test_a_run_whose_files_could_not_grow_resumes_when_they_can(
+def test_a_run_stopped_by_a_file_size_limit_resumes_without_it(
     tmp_path, tiny, few_sentences, moments
 ):
     flags = ["--model", str(tiny), *SHORT]
@@ -92,7 +92,7 @@ def test_a_run_whose_files_could_not_grow_resumes_when_they_can(
 
 
 def mount(folder: Path) -> list[str]:
-    """A command that runs another one with a disk of 80 MB in `folder` that only this one sees."""
+    """The start of a command line that mounts a private disk of 80 MB at `folder`."""
     script = 'mount -t tmpfs -o size=80m none "$0" && exec "$@"'
     command = ["unshare", "--mount", "--map-root-user", "sh", "-c", script, str(folder)]
     if not shutil.which("unshare") or subprocess.run([*command, "true"]).returncode:
@@ -101,19 +101,17 @@ def mount(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("moments", [pytest.param(8, marks=long), pytest.param(60, marks=slow)])
-def test_a_run_whose_disk_was_full_resumes_when_there_is_space(tmp_path, tiny, moments):
+def test_a_run_stopped_by_a_full_disk_resumes_when_there_is_space(tmp_path, tiny, moments):
     flags = ["--model", str(tiny), *SHORT]
     limit = {"moments": moments, "limit": "space"}
-    results = warm("full_disk", tmp_path, *mount(tmp_path), flags=flags, **limit)
+    results = own_process("full_disk", tmp_path, *mount(tmp_path), flags=flags, **limit)
     check_full_disk(results, moments)
-    # The second checkpoint could not be written, and the first one was whole.
+    # Writing the second checkpoint failed, and the first checkpoint stayed whole.
     assert 3 in results["resumed from"]
 
 
 @pytest.mark.parametrize("count", [5, pytest.param(15, marks=long), pytest.param(100, marks=slow)])
-def test_a_damaged_checkpoint_is_refused_with_one_line_and_left_alone(
-    tmp_path, tiny, few_sentences, count
-):
+def test_a_damaged_checkpoint_is_refused_and_left_unchanged(tmp_path, tiny, few_sentences, count):
     flags = ["--model", str(tiny), *FLAGS]
     if count < 15:
         flags += ["--data", str(few_sentences)]

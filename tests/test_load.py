@@ -1,4 +1,4 @@
-"""Settings, data and model of a run: every problem at once, and resolved settings if none."""
+"""Loading reports every problem of settings, data and model at once."""
 
 import dataclasses
 
@@ -23,29 +23,29 @@ def test_problems_of_device_data_and_model_are_reported_at_once(
     (tmp_path / "a.csv").write_text(CSV + "good,\n")
     flags = ["--model", tiny, "--data", "a.csv", "--device", "cuda", "--max-length", "65"]
     run = in_process(*flags, "--output-dir", "run")
-    bad = ["--device cuda: PyTorch finds no", "a.csv, line 42: no label", "--max-length 65: "]
-    check_refused(run, tmp_path / "run", *bad)
+    messages = ["--device cuda: PyTorch finds no", "a.csv, line 42: no label", "--max-length 65: "]
+    check_refused(run, tmp_path / "run", *messages)
+    assert "the classification head is new" not in run.err
 
 
-def test_problems_of_flags_and_of_the_files_that_they_name_are_reported_at_once(
-    in_process, tmp_path
-):
+def test_problems_of_flags_and_of_their_files_are_reported_at_once(in_process, tmp_path):
     (tmp_path / "model").mkdir()
     flags = ["--epochs", "0", "--model", "model", "--data", "no.csv"]
     run = in_process(*flags, "--output-dir", "run")
-    bad = ["--epochs: found 0", "--model model: no config.json", "--model model: no weights"]
-    bad += ["--model model: no tokenizer", "--data no.csv: no such file"]
-    check_refused(run, tmp_path / "run", *bad)
+    messages = ["--epochs: must be", "--data no.csv: no such file", "--model model: no weights"]
+    messages += ["--model model: missing config.json", "--model model: missing tokenizer"]
+    check_refused(run, tmp_path / "run", *messages)
 
 
-@pytest.mark.long  # The first test of this file is of the same check.
-def test_cuda_on_a_machine_that_has_none_is_refused(finetune, tmp_path, tiny):
+# The first test of this file makes the same check in less time.
+@pytest.mark.long
+def test_cuda_is_refused_on_a_machine_without_cuda(finetune, tmp_path, tiny):
     flags = ["--model", tiny, "--data", "builtin", "--device", "cuda", "--output-dir", "run"]
     run = finetune(*flags, CUDA_VISIBLE_DEVICES="")
     check_refused(run, tmp_path / "run", "--device cuda: PyTorch finds no such device here")
 
 
-def test_a_model_that_must_be_downloaded_is_not_if_the_data_is_wrong(tmp_path, monkeypatch):
+def test_no_model_is_downloaded_if_the_data_is_wrong(tmp_path, monkeypatch):
     def download(name: str) -> None:
         raise AssertionError(f"{name} was downloaded")
 
@@ -56,10 +56,10 @@ def test_a_model_that_must_be_downloaded_is_not_if_the_data_is_wrong(tmp_path, m
     assert len(caught.value.problems) == 1
 
 
-def test_the_run_gets_resolved_settings_and_the_record_also_those_asked_for(tmp_path, tiny):
+def test_a_run_has_resolved_settings_and_its_record_also_the_requested_settings(tmp_path, tiny):
     (tmp_path / "a.csv").write_text(CSV)
-    chosen = settings_of("--model", tiny, "--data", tmp_path / "a.csv", "--device", "cpu")
-    loaded = load.load(chosen)
+    requested = settings_of("--model", tiny, "--data", tmp_path / "a.csv", "--device", "cpu")
+    loaded = load.load(requested)
     resolved = {
         "text_column": ["sentence"],
         "label_column": "label",
@@ -67,15 +67,15 @@ def test_the_run_gets_resolved_settings_and_the_record_also_those_asked_for(tmp_
         "learning_rate": 3e-5,
         "precision": "fp32",
     }
-    assert loaded.settings == dataclasses.replace(chosen, **resolved)
+    assert loaded.settings == dataclasses.replace(requested, **resolved)
     assert loaded.record["settings"] == loaded.settings.as_dict()
-    assert loaded.record["asked"] == chosen.as_dict()
+    assert loaded.record["asked"] == requested.as_dict()
     assert loaded.record["replaced"] == {} and loaded.record["result"] is None
     assert loaded.model.config.id2label == {0: "negative", 1: "positive"}
     assert loaded.record["sentences"] == {"train": 36, "validation": 4}
 
 
-def test_a_subset_of_the_training_sentences_leaves_validation_whole(tmp_path, tiny):
+def test_max_train_samples_leaves_the_validation_split_whole(tmp_path, tiny):
     (tmp_path / "a.csv").write_text(CSV)
     flags = ["--model", tiny, "--data", tmp_path / "a.csv", "--max-train-samples", 10]
     loaded = load.load(settings_of(*flags))
@@ -86,14 +86,14 @@ def test_a_subset_of_the_training_sentences_leaves_validation_whole(tmp_path, ti
     assert loaded.record["sentences"] == {"train": 10, "validation": 4}
 
 
-def test_stand_ins_are_recorded_with_the_names_that_they_replaced(small_builtin, capsys):
-    chosen = dataclasses.replace(settings_of(), outage=hub.Outage("no network"))
-    loaded = load.load(chosen)
+def test_the_record_names_the_replaced_model_and_data(small_builtin, capsys):
+    requested = dataclasses.replace(settings_of(), outage=hub.Outage("no network"))
+    loaded = load.load(requested)
     assert loaded.record["replaced"] == hub.DEFAULTS
     assert (loaded.settings.model, loaded.settings.data) == ("builtin", "builtin")
     assert loaded.settings.learning_rate == encoder.learning_rate("builtin")
     assert loaded.record["asked"]["model"] == hub.DEFAULTS["model"]
-    assert capsys.readouterr().err.count("stands in for") == 1
+    assert capsys.readouterr().err.count("is used instead of") == 1
 
 
 def test_the_seed_decides_the_weights_of_a_new_head(tmp_path, tiny):
@@ -103,7 +103,7 @@ def test_the_seed_decides_the_weights_of_a_new_head(tmp_path, tiny):
     assert heads[0].tolist() == heads[1].tolist() != heads[2].tolist()
 
 
-def test_a_problem_in_load_is_a_value_with_its_place_and_remedy(tmp_path, tiny):
+def test_a_problem_in_load_is_a_value_with_place_and_remedy(tmp_path, tiny):
     (tmp_path / "a.csv").write_text(CSV + "good,\n")
     with pytest.raises(InputError) as caught:
         load.load(settings_of("--model", tiny, "--data", tmp_path / "a.csv"))

@@ -1,4 +1,4 @@
-"""The model card is one that the Hub reads: scores, names, and no path of a machine."""
+"""The Hub can read the model card, which has scores and names and no local paths."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from outputs import model_card
 from training import record as records
 
 
-def test_the_model_card_is_read_back_by_huggingface_hub(trained):
+def test_huggingface_hub_reads_a_model_card_without_local_paths(trained):
     card = huggingface_hub.ModelCard.load(trained.model_folder / "README.md")
     accuracy, macro_f1 = card.data.eval_results
     assert accuracy.metric_type == "accuracy" and accuracy.dataset_split == "validation"
@@ -17,9 +17,9 @@ def test_the_model_card_is_read_back_by_huggingface_hub(trained):
     assert macro_f1.metric_value == trained.metrics["macro_f1"]
     assert card.data.library_name == "transformers" and card.data.metrics == ["accuracy", "f1"]
     assert card.data.pipeline_tag == "text-classification"
-    assert str(trained.folder.parent) not in str(card)  # No path of a machine.
-    for words in ("`learning_rate`: 0.01", "`negative`, `positive`", "](curves.png)"):
-        assert words in card.text
+    assert str(trained.folder.parent) not in str(card)
+    for excerpt in ("`learning_rate`: 0.01", "`negative`, `positive`", "](curves.png)"):
+        assert excerpt in card.text
     assert (trained.model_folder / "curves.png").exists()
 
 
@@ -45,7 +45,7 @@ def test_the_card_of_the_defaults_names_base_model_license_and_data_set(trained)
     assert dataclasses.asdict(card.data.eval_results[0])["metric_value"] == 40 / 43
 
 
-def test_the_recipe_holds_all_that_affects_the_result_and_nothing_else(trained):
+def test_the_recipe_lists_exactly_the_settings_that_affect_the_result(trained):
     card = model_card.make(records.read(trained.folder))
     for name in ("epochs", "batch_size", "seed", "precision", "keep", "max_length"):
         assert f"- `{name}`: " in card, name
@@ -57,6 +57,6 @@ def test_a_run_of_an_earlier_version_without_macro_f1_has_a_card(trained):
     record = records.read(trained.folder)
     del record["result"]["macro_f1"]
     card = huggingface_hub.ModelCard(model_card.make(record))
-    assert card.data.metrics == ["accuracy"] and "Macro-F1" not in card.text
+    assert card.data.metrics == ["accuracy"] and "macro-F1" not in card.text
     (result,) = card.data.eval_results
     assert result.metric_type == "accuracy"

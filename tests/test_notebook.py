@@ -11,11 +11,11 @@ from system import console
 
 
 @pytest.mark.long
-def test_the_notebook_runs_from_top_to_bottom_with_bars_of_its_own(tmp_path, monkeypatch):
+def test_the_notebook_runs_from_top_to_bottom_with_notebook_progress_bars(tmp_path, monkeypatch):
     source = ROOT / "examples" / "finetune.ipynb"
     notebook = nbformat.read(source, as_version=4)
     nbformat.validate(notebook)
-    assert all(not cell.get("outputs") for cell in notebook.cells)  # None of another day.
+    assert all(not cell.get("outputs") for cell in notebook.cells)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(console, "SECONDS_BETWEEN_LOG_LINES", 0)
     client = nbclient.NotebookClient(
@@ -26,7 +26,7 @@ def test_the_notebook_runs_from_top_to_bottom_with_bars_of_its_own(tmp_path, mon
     text = json.dumps(outputs)
     assert "'accuracy'" in text and "learnig_rate: unknown setting" in text
     assert "image/png" in text
-    assert "application/vnd.jupyter.widget-view+json" in text  # A bar.
+    assert "application/vnd.jupyter.widget-view+json" in text
     answers = notebook.cells[-1].outputs[-1]["data"]["text/plain"]
     assert answers.index("'label': 'positive'") < answers.index("'label': 'negative'")
     (folder,) = (tmp_path / "runs").iterdir()

@@ -1,4 +1,4 @@
-"""The command line of predict.py: labels as transformers' pipeline gives them, in order."""
+"""predict.py prints the labels of transformers' pipeline, in the order of the texts."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ def expected(trained) -> list[str]:
 
 
 def are_close(lines: list[str], expected: list[str]) -> bool:
-    """Whether labels are the same, and probabilities differ only by rounding."""
+    """Assert that labels are equal and probabilities differ only by rounding; return True."""
     assert len(lines) == len(expected)
     for line, other in zip(lines, expected, strict=True):
         label, _, probability = line.partition("\t")
@@ -49,7 +49,7 @@ def are_close(lines: list[str], expected: list[str]) -> bool:
 # ---- Answers ----
 
 
-def test_arguments_lines_and_files_are_answered_as_transformers_pipeline_does(
+def test_arguments_lines_and_files_get_the_answers_of_transformers_pipeline(
     predicted, expected, tmp_path
 ):
     assert {line.split("\t")[0] for line in expected} == {"negative", "positive"}
@@ -68,9 +68,9 @@ def test_arguments_lines_and_files_are_answered_as_transformers_pipeline_does(
         assert run.code == 0 and are_close(run.out.splitlines(), expected), run.err
 
 
-def test_an_empty_line_gives_an_empty_line_and_none_is_lost_or_split(predicted):
+def test_an_empty_line_gives_an_empty_line_and_no_line_is_lost_or_split(predicted):
     lines = ["a fine film\r", "", "  ", "\ufeffmark", "one\u2028line", "tab\there", "", "dull"]
-    run = predicted(stdin="\n".join(lines).encode())  # The last one has no end.
+    run = predicted(stdin="\n".join(lines).encode())
     answers = run.out.split("\n")
     assert run.code == 0 and answers.pop() == ""
     assert [bool(answer) for answer in answers] == [True, False, False, *[True] * 3, False, True]
@@ -84,16 +84,16 @@ def test_an_empty_line_gives_an_empty_line_and_none_is_lost_or_split(predicted):
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(lines=st.lists(st.text(st.characters(exclude_characters="\n", codec="utf-8"), max_size=80)))
-def test_every_line_has_its_own_answer_whatever_came_with_it(predicted, lines):
+def test_the_answer_to_a_line_does_not_depend_on_other_lines(predicted, lines):
     together = predicted(stdin="".join(line + "\n" for line in lines).encode()).out
-    alone = "".join(predicted(stdin=(line + "\n").encode()).out for line in lines)
-    assert are_close(together.split("\n"), alone.split("\n"))
+    separate = "".join(predicted(stdin=(line + "\n").encode()).out for line in lines)
+    assert are_close(together.split("\n"), separate.split("\n"))
 
 
-def test_a_model_trained_on_pairs_takes_a_tab_between_the_two(tmp_path, tiny, predicted):
+def test_a_model_trained_on_pairs_reads_two_texts_separated_by_a_tab(tmp_path, tiny, predicted):
     from finetune import finetune
 
-    rows = [{"a": text, "b": "is it good ?", "label": word == "positive"} for text, word in ROWS]
+    rows = [{"a": text, "b": "is it good ?", "label": label == "positive"} for text, label in ROWS]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = finetune(
         model=tiny, data="pairs.jsonl", text_column=["a", "b"], epochs=1, output_dir="pairs"
@@ -103,9 +103,9 @@ def test_a_model_trained_on_pairs_takes_a_tab_between_the_two(tmp_path, tiny, pr
     assert by_line.out.endswith("\n\n")
     by_file = predicted("pairs.jsonl", run=str(run.folder))
     assert by_file.out.split("\n")[0] == by_line.out.split("\n")[0]
-    alone = predicted(stdin=b"a\tb\nonly one\n", run=str(run.folder))
-    assert alone.code == 2 and alone.out.count("\n") == 1
-    assert "line 2: the model was trained on pairs of texts; give two" in alone.errors[0]
+    unpaired = predicted(stdin=b"a\tb\nonly one\n", run=str(run.folder))
+    assert unpaired.code == 2 and unpaired.out.count("\n") == 1
+    assert "line 2: expected two texts, because the model was trained" in unpaired.errors[0]
 
 
 def test_labels_of_a_file_are_compared_by_name_or_by_id(predicted, tmp_path):
@@ -115,23 +115,22 @@ def test_labels_of_a_file_are_compared_by_name_or_by_id(predicted, tmp_path):
     )
     run = predicted("names.csv")
     assert run.out.count("\n") == 10 and run.code == 0
-    assert "accuracy 0.8889: 8 of 9 are right" in run.err
+    assert "accuracy 0.8889: 8 of 9 correct" in run.err
     lines = [line.split() for line in run.err.splitlines()]
-    assert ["negative", "0.8000", "1.0000", "0.8889", "4"] in lines  # Precision, recall, F1, rows.
+    # The columns are precision, recall, F1 and rows; the confusion matrix follows.
+    assert ["negative", "0.8000", "1.0000", "0.8889", "4"] in lines
     assert ["positive", "1.0000", "0.8000", "0.8889", "5"] in lines
-    assert ["negative", "4", "0"] in lines and ["positive", "1", "4"] in lines  # The matrix.
-    assert (
-        "rows whose label in 'label' the model does not know are not compared: 'unsure'" in run.err
-    )
+    assert ["negative", "4", "0"] in lines and ["positive", "1", "4"] in lines
+    assert "column 'label': labels unknown to the model (found 'unsure'); their rows" in run.err
     assert "names.csv: texts from 'sentence', labels from 'label'" in run.err
     (tmp_path / "stars.csv").write_text('sentence,stars\n"a fine film",5\n"a dull film",1\n')
     run = predicted("--text-column", "sentence", "stars.csv")
-    # Here 1 is not the id of a class, because 5 is none.
-    assert "accuracy" not in run.err and "are not compared: '1', '5'" in run.err
+    # Label 1 is not read as a class id, because 5 is not a class id.
+    assert "accuracy" not in run.err and "unknown to the model (found '1', '5')" in run.err
     numbers = {"negative": "0.0", "positive": "1"}
     content = "".join(f'"{text}",{numbers[label]}\n' for text, label in ROWS)
     (tmp_path / "ids.csv").write_text("sentence,label\n" + content)
-    assert "accuracy 1.0000: 40 of 40 are right" in predicted("ids.csv").err
+    assert "accuracy 1.0000: 40 of 40 correct" in predicted("ids.csv").err
 
 
 # ---- The command line ----
@@ -141,7 +140,7 @@ WRONG = [
     pytest.param(
         ["my texts.txt"],
         {"my texts.txt": "good\n"},
-        "my texts.txt: the ending is unknown; known: .csv, .tsv, .jsonl, .parquet; with one text a",
+        "my texts.txt: unknown ending '.txt'; use one of .csv, .tsv, .jsonl, .parquet, or `< my",
         id="a file of an unknown ending",
     ),
     pytest.param(
@@ -153,30 +152,30 @@ WRONG = [
     pytest.param(
         ["a.csv", "--glue", "--output", "b.parquet"],
         {"a.csv": CSV},
-        "--output b.parquet: it must end with .tsv",
+        "--output b.parquet: must end with .tsv",
         id="GLUE's file as parquet",
     ),
-    pytest.param(["a.csv", "b.csv"], {}, "a.csv: one file at a time", id="two files"),
+    pytest.param(["a.csv", "b.csv"], {}, "a.csv: expected one file and no texts", id="two files"),
     pytest.param(
         ["a.csv", "--output", "a.xlsx"],
         {"a.csv": CSV},
-        "--output a.xlsx: it must end with .csv or .tsv or .jsonl or .parquet",
+        "--output a.xlsx: must end with .csv or .tsv or .jsonl or .parquet",
         id="output with an unknown ending",
     ),
     pytest.param(
         ["a.csv", "--output", "./a.csv"],
         {"a.csv": CSV},
-        "that is the file of texts itself",
+        "--output a.csv: is the file of texts; choose",
         id="the file itself",
     ),
     pytest.param(
         ["a.csv", "--output", "no/a.csv"],
         {"a.csv": CSV},
-        "there is no folder no",
+        "no such folder no; create it",
         id="no folder",
     ),
     pytest.param(
-        ["good", "--output", "a.csv"], {}, "--output: is for a file of texts", id="texts for a file"
+        ["good", "--output", "a.csv"], {}, "--output: needs a file of texts", id="texts for a file"
     ),
     pytest.param(["--frobnicate"], {}, "--frobnicate", id="an unknown flag"),
 ]
@@ -189,7 +188,7 @@ def test_a_wrong_command_line_is_refused_in_one_line_and_nothing_is_written(
     check_prediction_refused(predicted, tmp_path, arguments, files, message)
 
 
-def test_an_output_that_is_a_link_stays_one_and_its_target_is_written(predicted, tmp_path):
+def test_an_output_that_is_a_link_stays_a_link_and_its_target_is_written(predicted, tmp_path):
     (tmp_path / "a.csv").write_text("text\nfine\n")
     (tmp_path / "there.csv").write_text("of yesterday")
     (tmp_path / "link.csv").symlink_to("there.csv")
@@ -217,27 +216,27 @@ print(sorted({"torch", "transformers", "evaluate", "sklearn", "datasets"} & sys.
     assert (lines[0], *lines[-2:]) == ("InputError", "SystemExit", "[]"), out
 
 
-def test_a_pipe_that_stays_open_is_answered_and_head_ends_it_silently(trained):
+def test_an_open_pipe_is_answered_at_once_and_a_closed_output_ends_it_silently(trained):
     command = [sys.executable, str(ROOT / "predict.py"), str(trained.folder)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
     ) as process:
         process.stdin.write(b"a fine film\na dull")
-        assert process.stdout.readline().startswith(b"positive\t0.")  # Before the input ends.
+        assert process.stdout.readline().startswith(b"positive\t0.")
         process.stdin.write(b" film\n")
         assert process.stdout.readline().startswith(b"negative\t0.")
         process.stdout.close()
         process.stdin.write(b"warm\n" * 10)
         process.stdin.close()
         err = process.stderr.read()
-    assert process.returncode == -13 and err == b"", err  # SIGPIPE, as `cat | head` has it.
+    assert process.returncode == -signal.SIGPIPE and err == b"", err
 
 
 @pytest.mark.parametrize(
     "number, code",
     [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)],
 )
-def test_a_stop_while_a_file_is_written_leaves_the_one_before(trained, tmp_path, number, code):
+def test_a_signal_while_a_file_is_written_keeps_the_old_file(trained, tmp_path, number, code):
     lines = (f"{ROWS[number % 40][0]} {number}\n" for number in range(50_000))
     (tmp_path / "in.tsv").write_text("sentence\n" + "".join(lines))
     (tmp_path / "out.csv").write_text("of yesterday")
@@ -255,7 +254,7 @@ def test_a_stop_while_a_file_is_written_leaves_the_one_before(trained, tmp_path,
     assert (tmp_path / "out.csv").read_text() == "of yesterday" and not partial.exists()
 
 
-# ---- Larger than a window ----
+# ---- Files larger than a window ----
 
 
 @pytest.fixture
@@ -291,9 +290,7 @@ def test_a_file_larger_than_a_window_is_answered_in_order(predicted, label_by_nu
 
 
 @pytest.mark.long
-def test_a_file_larger_than_a_window_is_answered_in_little_memory(
-    predicted, label_by_number, tmp_path
-):
+def test_memory_does_not_grow_with_the_size_of_a_file(predicted, label_by_number, tmp_path):
     peaks = []
     for rows in (6_000, 24_000):
         write_numbered(tmp_path / "many.tsv", rows)
@@ -308,7 +305,7 @@ def test_a_file_larger_than_a_window_is_answered_in_little_memory(
 
 
 @pytest.mark.slow
-def test_a_million_lines_take_no_more_memory_than_ten_thousand(trained, tmp_path):
+def test_a_million_lines_take_no_more_memory_than_ten_thousand_lines(trained, tmp_path):
     peaks = []
     for count in (10_000, 1_000_000):
         path = tmp_path / f"{count}.txt"
@@ -320,7 +317,7 @@ def test_a_million_lines_take_no_more_memory_than_ten_thousand(trained, tmp_path
             "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
         )
         with path.open() as lines, (tmp_path / "out").open("w") as out:
-            done = subprocess.run(
+            process = subprocess.run(
                 [sys.executable, "-c", code, str(trained.folder)],
                 cwd=ROOT,
                 stdin=lines,
@@ -330,6 +327,6 @@ def test_a_million_lines_take_no_more_memory_than_ten_thousand(trained, tmp_path
                 check=True,
             )
         assert sum(1 for _ in (tmp_path / "out").open()) == count
-        peaks.append(int(done.stderr.splitlines()[-1]) / 1024)
+        peaks.append(int(process.stderr.splitlines()[-1]) / 1024)
     print("peak MB", peaks)
     assert peaks[1] < peaks[0] + 300

@@ -1,4 +1,4 @@
-"""run.json: a run is resumed with the settings, the data and the model that it was started with."""
+"""run.json: a resumed run has the settings, the data and the model that it started with."""
 
 import json
 import signal
@@ -31,20 +31,20 @@ from training import record as records
     ],
     ids=str,
 )
-def test_each_setting_that_differs_is_reported_and_nothing_is_touched(
+def test_each_changed_setting_is_reported_and_no_file_changes(
     in_process, tmp_path, stopped, change, messages
 ):
     before = contents(tmp_path / "run")
     check_refused(in_process(*stopped, *change), tmp_path / "run", before, *messages)
 
 
-def test_a_setting_that_was_given_and_now_is_not_is_reported(in_process, tmp_path, stopped):
-    at = stopped.index("--learning-rate")
+def test_a_flag_that_is_left_out_now_is_reported(in_process, tmp_path, stopped):
+    position = stopped.index("--learning-rate")
     before = contents(tmp_path / "run")
-    flags = stopped[:at] + stopped[at + 2 :]
+    flags = stopped[:position] + stopped[position + 2 :]
     message = "--learning-rate None: the run in"
     check_refused(in_process(*flags), tmp_path / "run", before, message)
-    # The same holds for a setting that the run chose, and that is given now.
+    # A flag must not replace a value that the run chose either.
     assert (
         in_process(*stopped, "--max-length", 64, "--text-column", "no")
         .errors[0]
@@ -53,7 +53,7 @@ def test_a_setting_that_was_given_and_now_is_not_is_reported(in_process, tmp_pat
 
 
 def fail(*_: object) -> None:
-    raise RunError("out of luck")
+    raise RunError("the step failed")
 
 
 def test_settings_that_affect_rounding_or_nothing_may_change_and_are_recorded(
@@ -77,24 +77,22 @@ def test_settings_that_affect_rounding_or_nothing_may_change_and_are_recorded(
         "checkpoint_minutes": 0.0,
     }
     assert record["settings"]["micro_batch_size"] is None
-    # If the run is complete the same command says so, at once.
+    # On a complete run the same command ends without imports, which take ten seconds.
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"left by a kill")
     before = contents(tmp_path / "run")
     again = finetune(*flags)
-    assert again.seconds < 2  # Before the libraries, which take ten.
+    assert again.seconds < 2
     assert again.code == 0 and again.out == "" and "is complete; kept: epoch 0" in again.err
     assert before.pop("checkpoint.pt") and contents(tmp_path / "run") == before
 
 
 def change_record(folder: Path, **changes: object) -> None:
-    """Put other entries into the record of the run in `folder`."""
+    """Replace entries in the record of the run in `folder`."""
     path = folder / "run" / "run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_the_precision_that_a_run_chose_for_its_device_stays_on_another(
-    stopped, tmp_path, monkeypatch
-):
+def test_a_resumed_run_keeps_its_precision_on_a_different_device(stopped, tmp_path, monkeypatch):
     record = records.read(tmp_path / "run")
     assert record["asked"]["precision"] == "auto"
     change_record(tmp_path, settings=record["settings"] | {"precision": "bf16"})
@@ -110,12 +108,13 @@ def test_a_change_of_versions_threads_or_processor_gets_a_note(
     record = records.read(tmp_path / "run")
     versions = record["versions"] | {"torch": "2.0.0"}
     change_record(tmp_path, versions=versions, cpu_capability="an abacus")
-    monkeypatch.setattr(script, "training_step", script.training_step)  # Restored at the end.
+    # monkeypatch restores the function that signal_at replaces.
+    monkeypatch.setattr(script, "training_step", script.training_step)
     warm.signal_at("a step", 1, signal.SIGTERM)()
     err = in_process(*stopped).err
     assert "torch 2.0.0, now 2." in err and "cpu_capability an abacus, now " in err
-    (note,) = records.read(tmp_path / "run")["resumed"]
-    assert note["conditions"]["torch"] == torch.__version__ and note["step"] > 0
+    (resumed,) = records.read(tmp_path / "run")["resumed"]
+    assert resumed["conditions"]["torch"] == torch.__version__ and resumed["step"] > 0
 
 
 # ---- Data and model ----
@@ -144,37 +143,36 @@ def change_tokenizer(folder: Path) -> None:
 @pytest.mark.parametrize(
     "change, message",
     [
-        (change_data, "--data a.csv: it has changed"),
-        (change_weights, "--model tiny: it has changed"),
-        (change_config, "--model tiny: it has changed"),
-        (change_tokenizer, "--model tiny: it has changed"),
+        (change_data, "--data a.csv: content changed"),
+        (change_weights, "--model tiny: content changed"),
+        (change_config, "--model tiny: content changed"),
+        (change_tokenizer, "--model tiny: content changed"),
     ],
 )
-def test_data_or_a_model_that_has_changed_since_is_refused(
-    in_process, tmp_path, stopped, change, message
-):
+def test_changed_data_or_a_changed_model_is_refused(in_process, tmp_path, stopped, change, message):
     before = contents(tmp_path / "run")
     change(tmp_path)
     check_refused(in_process(*stopped), tmp_path / "run", before, message)
 
 
-def test_rows_of_a_data_set_that_changed_on_the_hub_are_refused(in_process, tmp_path, stopped):
-    # A data set on the Hub has no files here whose fingerprints could differ.
-    prints = records.read(tmp_path / "run")["fingerprints"]
-    rows = prints["data"] | {"train": "0" * 64}
-    change_record(tmp_path, fingerprints=prints | {"data": rows})
+def test_rows_that_changed_on_the_hub_are_refused(in_process, tmp_path, stopped):
+    # A data set on the Hub has no local files to compare, only the fingerprint of its rows.
+    fingerprints = records.read(tmp_path / "run")["fingerprints"]
+    changed = fingerprints["data"] | {"train": "0" * 64}
+    change_record(tmp_path, fingerprints=fingerprints | {"data": changed})
     before = contents(tmp_path / "run")
-    message = "--data a.csv: it has changed"
+    message = "--data a.csv: content changed"
     check_refused(in_process(*stopped), tmp_path / "run", before, message)
 
 
-def test_a_file_that_was_written_anew_with_the_same_rows_has_not_changed(
+def test_a_rewritten_file_with_the_same_rows_is_accepted(
     in_process, tmp_path, stopped, monkeypatch
 ):
     text = (tmp_path / "a.csv").read_text()
     (tmp_path / "a.csv").write_text(text.replace('"a dull film"', "a dull film"))
     assert (tmp_path / "a.csv").read_text() != text
-    monkeypatch.setattr(script, "training_step", script.training_step)  # Restored at the end.
+    # monkeypatch restores the function that signal_at replaces.
+    monkeypatch.setattr(script, "training_step", script.training_step)
     warm.signal_at("a step", 1, signal.SIGTERM)()
     run = in_process(*stopped)
     assert run.code == 143 and "resumed from step" in run.err, run.err
@@ -183,11 +181,11 @@ def test_a_file_that_was_written_anew_with_the_same_rows_has_not_changed(
 @pytest.mark.parametrize(
     "change, message",
     [
-        (change_data, "--data a.csv: it has changed"),
-        (change_weights, "--model tiny: it has changed"),
+        (change_data, "--data a.csv: content changed"),
+        (change_weights, "--model tiny: content changed"),
     ],
 )
-def test_a_complete_run_is_not_taken_for_one_of_data_or_a_model_that_has_changed(
+def test_a_complete_run_is_refused_if_its_data_or_model_has_changed(
     in_process, tmp_path, stopped, change, message
 ):
     change_record(tmp_path, result={"epoch": 1, "accuracy": 0.5})
@@ -196,16 +194,16 @@ def test_a_complete_run_is_not_taken_for_one_of_data_or_a_model_that_has_changed
     check_refused(in_process(*stopped), tmp_path / "run", contents(tmp_path / "run"), message)
 
 
-def test_another_spelling_of_the_same_files_is_the_same(tmp_path, stopped, monkeypatch):
+def test_a_different_spelling_of_the_same_paths_is_accepted(tmp_path, stopped, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    here = ["--model", str(tmp_path / "tiny"), "--data", "./a.csv"]
-    read_settings([*stopped, *here])
+    paths = ["--model", str(tmp_path / "tiny"), "--data", "./a.csv"]
+    read_settings([*stopped, *paths])
     change_data(tmp_path)
     with pytest.raises(ValueError, match=r"--data \./a\.csv: the run in"):
-        read_settings([*stopped, *here])
+        read_settings([*stopped, *paths])
 
 
-def test_the_fingerprint_of_data_depends_on_its_rows_and_not_on_how_they_lie_in_memory():
+def test_the_fingerprint_of_data_depends_on_its_rows_and_not_on_their_memory_layout():
     texts = [f"text {number} é" * (number % 7) for number in range(25_000)]
     columns = {"text": texts, "text_pair": [None] * len(texts), "label": ["a"] * len(texts)}
     rows = datasets.Dataset.from_dict(columns | {"line": range(len(texts))})
@@ -214,16 +212,17 @@ def test_the_fingerprint_of_data_depends_on_its_rows_and_not_on_how_they_lie_in_
     )
     chosen = datasets.concatenate_datasets([rows, rows]).select([*range(len(rows))])
     reversed_twice = rows.select(range(len(rows))[::-1]).select(range(len(rows))[::-1])
-    prints = {records.fingerprint(r) for r in (rows, shifted, chosen, reversed_twice)}
-    assert len(prints) == 1
-    others = [
+    fingerprints = {records.fingerprint(r) for r in (rows, shifted, chosen, reversed_twice)}
+    assert len(fingerprints) == 1
+    different = [
         dict(columns, label=["a"] * (len(texts) - 1) + ["b"]),
         dict(columns, text=texts[::-1]),
     ]
-    assert not prints & {records.fingerprint(datasets.Dataset.from_dict(o)) for o in others}
+    tables = [datasets.Dataset.from_dict(columns) for columns in different]
+    assert not fingerprints & {records.fingerprint(table) for table in tables}
 
 
-# ---- Records that are read ----
+# ---- Damaged and old records ----
 
 
 EMPTY = {name: {} for name in ("settings", "asked", "replaced", "fingerprints", "versions")}
@@ -234,27 +233,27 @@ DAMAGED = {
     "a list": "[]",
     "a number": "5",
     "one entry": '{"settings": {}}',
-    "deep": "[" * 100_000,
+    "deeply nested": "[" * 100_000,
     "settings of a wrong kind": json.dumps(EMPTY | {"settings": 1}),
     "an old record of a wrong kind": json.dumps(EMPTY | {"automatic": 5}),
     "a result without scores": json.dumps(EMPTY | {"result": {"epoch": 1}}),
-    "nothing that was asked": json.dumps({k: v for k, v in EMPTY.items() if k != "asked"}),
+    "no requested settings": json.dumps({k: v for k, v in EMPTY.items() if k != "asked"}),
 }
 
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
-def test_a_record_that_is_damaged_is_refused(in_process, tmp_path, content):
+def test_a_damaged_record_is_refused(in_process, tmp_path, content):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text(content)
     run = in_process("--data", "builtin", "--model", "builtin", "--output-dir", "run", "--resume")
     assert run.code == 2 and len(run.errors) == 1 and "run.json cannot be read" in run.errors[0]
 
 
-def test_a_record_of_the_version_before_is_understood(tmp_path, stopped, monkeypatch):
+def test_a_record_of_the_previous_version_is_read(tmp_path, stopped, monkeypatch):
     path = tmp_path / "run" / "run.json"
     record = json.loads(path.read_text())
-    asked = record.pop("asked")
-    automatic = [name for name, value in asked.items() if value in (None, "auto")]
+    requested = record.pop("asked")
+    automatic = [name for name, value in requested.items() if value in (None, "auto")]
     path.write_text(json.dumps(record | {"automatic": automatic}))
     monkeypatch.chdir(tmp_path)
     assert read_settings(stopped).precision == record["settings"]["precision"] == "fp32"
@@ -262,7 +261,7 @@ def test_a_record_of_the_version_before_is_understood(tmp_path, stopped, monkeyp
         read_settings([*stopped, "--max-length", "8"])
 
 
-def test_a_line_of_metrics_that_is_still_being_written_is_left_out(tmp_path):
+def test_an_unfinished_last_line_of_metrics_is_left_out(tmp_path):
     assert records.read_history(tmp_path) == []
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert records.read_history(tmp_path) == [{"step": 1}, {"step": 2}]

@@ -1,4 +1,4 @@
-"""Processes of a run check that they agree, and if one fails all end and one says why."""
+"""Processes of a run compare code and data; if one fails, all end and one reports the error."""
 
 import signal
 import time
@@ -11,10 +11,10 @@ from harness.stopped import FLAGS
 from system import rendezvous
 from system.console import RunError
 
-# ---- Alone ----
+# ---- One process ----
 
 
-def test_the_code_of_the_program_is_all_of_it_and_not_its_tests_or_benchmarks():
+def test_the_compared_code_is_the_program_without_tests_and_benchmarks():
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     files = {path.relative_to(ROOT) for path in ROOT.glob("*.py")}
     files |= {path.relative_to(ROOT) for path in ROOT.glob("*/*.py")}
@@ -23,13 +23,14 @@ def test_the_code_of_the_program_is_all_of_it_and_not_its_tests_or_benchmarks():
     assert {"finetune.py", "inputs/labels.py", "system/rendezvous.py"} < program
 
 
-def test_the_versions_of_a_run_are_those_that_are_installed():
+def test_the_compared_versions_are_the_installed_ones():
     assert rendezvous.versions()["torch"] == torch.__version__
 
 
-def test_a_process_alone_agrees_with_itself_at_once_and_may_report():
+def test_a_single_process_does_not_wait_and_may_report():
     seconds = []
-    for _ in range(5):  # The machine may be busy with others in one of them.
+    # The fastest of five counts, because other programs may slow some of them.
+    for _ in range(5):
         started = time.monotonic()
         rendezvous.check_same({"the data": 1})
         rendezvous.code()
@@ -52,7 +53,7 @@ def test_a_process_alone_agrees_with_itself_at_once_and_may_report():
     ],
     ids=str,
 )
-def test_only_an_error_of_a_lost_process_is_reported_as_one(monkeypatch, error, is_lost):
+def test_only_the_error_of_a_lost_process_names_a_lost_process(monkeypatch, error, is_lost):
     for count in (1, 2):
         monkeypatch.setattr(rendezvous.ranks, "world_size", lambda count=count: count)
         with pytest.raises(RuntimeError) as raised, rendezvous.lost_peers():
@@ -63,7 +64,7 @@ def test_only_an_error_of_a_lost_process_is_reported_as_one(monkeypatch, error, 
 # ---- Several processes ----
 
 
-def test_one_process_of_several_reports(tmp_path):
+def test_exactly_one_of_two_processes_may_report(tmp_path):
     results = scenario("exchange", tmp_path, count=2, machines=1)
     assert sorted(process["may report"] for process in results) == [False, True]
 
@@ -71,10 +72,10 @@ def test_one_process_of_several_reports(tmp_path):
 CASES = {
     "killed": "another process of this run has ended",
     "first killed": "another process of this run has ended",
-    "first out of memory": "out of memory; put fewer sentences",
-    "out of memory": "out of memory; put fewer sentences",
+    "first out of memory": "out of memory; use a smaller",
+    "out of memory": "out of memory; use a smaller",
     "disk": "checkpoint.pt could not be written",
-    "code": "not as on",
+    "code": "differs from the main process on",
 }
 LONG_CASES = ("killed", "first out of memory", "disk")
 
@@ -87,12 +88,12 @@ LONG_CASES = ("killed", "first out of memory", "disk")
     ],
     ids=", ".join,
 )
-def test_if_one_process_fails_all_end_within_seconds_and_one_of_them_says_why(
+def test_if_one_process_fails_all_end_within_seconds_and_one_reports(
     tmp_path, tiny, few_sentences, cases
 ):
     flags = ["--model", str(tiny), *FLAGS, "--checkpoint-minutes", "0"]
     flags += ["--data", str(few_sentences)]
-    results = scenario("losses", tmp_path, flags=flags, cases=cases)
+    results = scenario("failures", tmp_path, flags=flags, cases=cases)
     for case in cases:
         codes, log = results[case]["codes"], results[case]["log"]
         errors = [line for line in log.splitlines() if line.startswith("error: ")]
@@ -107,17 +108,17 @@ def test_if_one_process_fails_all_end_within_seconds_and_one_of_them_says_why(
             assert "data.py" in log
 
 
-def test_machines_with_other_data_or_another_command_are_refused_before_anything_is_written(
+def test_machines_with_different_data_or_commands_are_refused_and_nothing_is_written(
     tmp_path, tiny
 ):
     for rank, text in enumerate((CSV, CSV.replace("a dull film", "a dill film"))):
         (tmp_path / f"machine{rank}" / "data").mkdir(parents=True)
         (tmp_path / f"machine{rank}" / "data" / "train.csv").write_text(text)
     flags = ["--model", str(tiny), *FLAGS[2:]]
-    results = scenario("machines", tmp_path, flags=flags, data="data")
+    results = scenario("different_machines", tmp_path, flags=flags, data="data")
     for case, name in (("other data", "the data"), ("other flags", "the command line")):
         log = results[case]["log"]
         assert results[case]["codes"] == [2, 2] and not results[case]["is there"], log
         errors = [line for line in log.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1 and f"is: {name}" in errors[0] and "; give the same" in errors[0]
-    assert " --epochs 9; there: --" in errors[0]  # The last case names both commands.
+        assert len(errors) == 1 and f": {name}" in errors[0] and "; use the same" in errors[0]
+    assert " --epochs 9, expected --" in errors[0]

@@ -1,4 +1,4 @@
-"""report.py writes what the end of a run wrote, and refuses a run, data or a model that changed."""
+"""report.py writes the files of a run's end again, and refuses changed data or a changed model."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from training import record as records
 from training.scores import Answers
 
 
-def answers_to(labels: list[int], predictions: list[int], probabilities: list[float]) -> Answers:
+def make_answers(labels: list[int], predictions: list[int], probabilities: list[float]) -> Answers:
     arrays = np.array(labels), np.array(predictions), np.array(probabilities, np.float32)
     return Answers(*arrays, np.full(len(labels), np.nan, np.float32))
 
@@ -25,9 +25,7 @@ def answers_to(labels: list[int], predictions: list[int], probabilities: list[fl
 # ---- The files of a run ----
 
 
-def test_a_run_ends_with_its_report_and_report_py_writes_the_same_bytes_again(
-    trained, tmp_path, capsys
-):
+def test_report_py_writes_the_same_bytes_as_the_end_of_the_run(trained, tmp_path, capsys):
     names = ["curves.png", "confusion.png", "calibration.png", "mistakes.csv"]
     names += ["model/README.md", "model/curves.png"]
     before = {name: (trained.folder / name).read_bytes() for name in names}
@@ -49,10 +47,10 @@ def test_a_run_ends_with_its_report_and_report_py_writes_the_same_bytes_again(
     ]
 
 
-def test_mistakes_are_the_wrong_answers_most_confident_first(tmp_path):
+def test_mistakes_are_the_wrong_answers_in_order_of_confidence(tmp_path):
     columns = {"line": [2, 3, 4, 6], "text": ["a", 'b, "b"', "c", "d"], "text_pair": [None] * 4}
     rows = datasets.Dataset.from_dict(columns | {"label": ["no", "yes", "yes", "no"]})
-    answers = answers_to([0, 1, 1, 0], [0, 0, 0, 1], [0.9, 0.6, 0.7, 0.8])
+    answers = make_answers([0, 1, 1, 0], [0, 0, 0, 1], [0.9, 0.6, 0.7, 0.8])
     report.write_mistakes(tmp_path / "mistakes.csv", ["no", "yes"], rows, answers)
     with (tmp_path / "mistakes.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [
@@ -67,13 +65,14 @@ def test_mistakes_are_the_wrong_answers_most_confident_first(tmp_path):
     assert lines[0].startswith("line,text,text_pair") and lines[1].startswith("6,d,z,no,yes")
 
 
-def test_of_a_run_that_is_not_complete_there_are_curves(trained, tmp_path, capsys):
+def test_an_incomplete_run_gets_its_curves_so_far(trained, tmp_path, capsys):
     folder = tmp_path / "run"
     folder.mkdir()
     record = records.read(trained.folder) | {"result": None}
     (folder / "run.json").write_text(json.dumps(record))
     lines = (trained.folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-    for written in ("", lines[0], "".join(lines[:9]) + lines[9][:-9]):  # One is being written.
+    # The last line of the third file is unfinished.
+    for written in ("", lines[0], "".join(lines[:9]) + lines[9][:-9]):
         (folder / "metrics.jsonl").write_text(written)
         report.main([str(folder)])
         assert "the run is not complete; its curves so far are in" in capsys.readouterr().err
@@ -81,35 +80,35 @@ def test_of_a_run_that_is_not_complete_there_are_curves(trained, tmp_path, capsy
     assert not (folder / "confusion.png").exists()
 
 
-# ---- Runs that cannot be reported on ----
+# ---- Damaged and changed runs ----
 
 
-def test_data_or_a_model_that_has_changed_is_not_reported_on(trained, tmp_path):
+def test_changed_data_and_a_missing_model_or_data_are_refused(trained, tmp_path):
     copy = shutil.copytree(trained.folder, tmp_path / "copy")
     record = json.loads((copy / "run.json").read_text())
-    other = tmp_path / "data"
-    other.mkdir()
+    changed = tmp_path / "data"
+    changed.mkdir()
     for name in ("train", "dev"):
-        (other / f"{name}.csv").write_text(
+        (changed / f"{name}.csv").write_text(
             "sentence,label\nfine,positive\nbad,negative\nso,negative\n"
         )
-    record["settings"]["data"] = str(other)
+    record["settings"]["data"] = str(changed)
     (copy / "run.json").write_text(json.dumps(record))
     (copy / "mistakes.csv").unlink()
     with pytest.raises(InputError, match="has changed since the run was started"):
         report.main([str(copy)])
     shutil.rmtree(copy / "model")
-    shutil.rmtree(other)
+    shutil.rmtree(changed)
     with pytest.raises(InputError) as caught:
         report.main([str(copy)])
     without_model, without_data = map(str, caught.value.problems)
-    assert "a run without model/; its model is gone" in without_model
-    assert f"its data, {other}, is not here" in without_data
+    assert "copy: model/ is missing; restore a copy" in without_model
+    assert f"the data {changed} is missing" in without_data
     assert not (copy / "mistakes.csv").exists()
 
 
 def damaged_copy(trained, folder, damage):
-    """A copy of a run, whose record was changed by `damage`."""
+    """A copy of a run, with a record that `damage` has changed."""
     shutil.copytree(trained.folder, folder)
     record = json.loads((folder / "run.json").read_text())
     damage(record)
@@ -126,9 +125,9 @@ def damaged_copy(trained, folder, damage):
         lambda record: record["result"].update(epoch=9),
         lambda record: record.update(labels=["positive", "negative"]),
     ],
-    ids=["no labels", "no batch size", "accuracy of text", "no such epoch", "swapped labels"],
+    ids=["no labels", "no batch size", "accuracy as text", "no such epoch", "swapped labels"],
 )
-def test_a_damaged_record_is_reported_in_one_line(trained, tmp_path, damage):
+def test_a_damaged_record_is_refused_in_one_line(trained, tmp_path, damage):
     folder = damaged_copy(trained, tmp_path / "run", damage)
     with pytest.raises(InputError) as caught:
         report.main([str(folder)])
@@ -143,7 +142,7 @@ def test_a_damaged_run_is_left_out_of_a_comparison(trained, tmp_path, capsys):
     report.main([str(tmp_path / name) for name in ("run", "other", "third")])
     out, err = capsys.readouterr()
     assert out.splitlines()[1].startswith("other, third")
-    assert f"{folder}: run.json cannot be read (not as this program writes it); left out" in err
+    assert f"{folder}: run.json cannot be read (unexpected content); left out" in err
     with pytest.raises(InputError, match=r"run\.json cannot be read") as caught:
         report.main([str(folder)])
     assert "--output-dir" not in str(caught.value)
@@ -173,13 +172,14 @@ def test_report_py_on_several_runs_prints_a_table_and_draws_one_picture(two_runs
     assert "notes.txt: not a run; left out" in err
     assert png_size(tmp_path / "comparison.png")[0] >= 1000
     report.main([two_runs[0], two_runs[1], str(tmp_path / "comparison.png")])
-    assert "left out" not in capsys.readouterr().err  # A shell finds it for runs/*.
+    # A shell expands runs/* to the picture, too.
+    assert "left out" not in capsys.readouterr().err
 
 
 def test_folders_without_a_run_are_refused(tmp_path):
-    with pytest.raises(InputError, match="no run is there"):
+    with pytest.raises(InputError, match=r"run\.json is missing"):
         report.main([str(tmp_path / "nothing")])
-    with pytest.raises(InputError, match="no run is there"):
+    with pytest.raises(InputError, match=r"run\.json is missing"):
         report.main([str(tmp_path)])
 
 

@@ -1,4 +1,4 @@
-"""The layout holds: imports point one way, and modules stay short enough to be read."""
+"""The layout: imports point one way, and modules and functions stay short."""
 
 import ast
 import graphlib
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from harness.helpers import ROOT
 
-# A room may import from itself and from the lines above it; rooms of one line not from each other.
+# A room may import from itself and from the lines above it, but not from a room on its line.
 ORDER = [
     ["system"],
     ["inputs"],
@@ -19,13 +19,14 @@ ORDER = [
 ]
 RANKS = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 NOT_THE_PROGRAM = ("tests", "benchmarks")
-MOST_LINES, MOST_COLUMNS, MOST_LINES_OF_FUNCTION = 300, 100, 60
+MAX_LINES, MAX_COLUMNS, MAX_FUNCTION_LINES = 300, 100, 60
 
-Sources = dict[str, str]  # The text of each module, by its path from the root.
+# The text of each module, by its path from the root.
+Sources = dict[str, str]
 
 
 def program() -> Sources:
-    """All modules of the program, wherever they lie."""
+    """All modules of the program."""
     folders = (f for f in ROOT.iterdir() if f.is_dir() and not f.name.startswith("."))
     files = [*ROOT.glob("*.py")]
     for folder in folders:
@@ -68,14 +69,15 @@ def wrong_imports(sources: Sources) -> list[str]:
             if target in RANKS and own in RANKS:
                 is_right = target == own or RANKS[target] < RANKS[own]
             else:
-                is_right = target not in elsewhere | RANKS.keys() | {""}  # "": a relative import.
+                # The name of a relative import is empty before its first dot.
+                is_right = target not in elsewhere | RANKS.keys() | {""}
             if not is_right:
                 problems.append(f"{module}, line {node.lineno}: `{ast.unparse(node)}`")
     return problems
 
 
 def import_cycle(sources: Sources) -> list[str]:
-    """The modules of an import cycle in one room, in a circle; empty if there is none."""
+    """The modules of an import cycle, in its order; empty if there is none."""
     imported: dict[str, set[str]] = {}
     for module, source in sources.items():
         names = (name.split(".") for _, name in imports(source, with_functions=False))
@@ -93,7 +95,7 @@ def test_imports_point_one_way_through_the_rooms_inside_functions_too():
     assert not problems, "these point against the order of the rooms:\n" + "\n".join(problems)
 
 
-def test_no_modules_of_a_room_import_each_other_in_a_circle():
+def test_modules_have_no_import_cycle():
     cycle = import_cycle(program())
     assert not cycle, " imports ".join(reversed(cycle))
 
@@ -112,19 +114,19 @@ def too_long(sources: Sources) -> list[str]:
     problems = []
     for module, source in sources.items():
         lines = source.splitlines()
-        if len(lines) > MOST_LINES:
-            problems.append(f"{module}: {len(lines)} lines, at most {MOST_LINES}")
+        if len(lines) > MAX_LINES:
+            problems.append(f"{module}: {len(lines)} lines, at most {MAX_LINES}")
         if module == "finetune.py":
             problems += [
-                f"{module}, line {number}: {len(line)} columns, at most {MOST_COLUMNS}"
+                f"{module}, line {number}: {len(line)} columns, at most {MAX_COLUMNS}"
                 for number, line in enumerate(lines, 1)
-                if len(line) > MOST_COLUMNS
+                if len(line) > MAX_COLUMNS
             ]
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = node.end_lineno - node.lineno + 1
-                if length > MOST_LINES_OF_FUNCTION:
-                    limit = f"at most {MOST_LINES_OF_FUNCTION}"
+                if length > MAX_FUNCTION_LINES:
+                    limit = f"at most {MAX_FUNCTION_LINES}"
                     problems.append(f"{module}, {node.name}: {length} lines, {limit}")
     return problems
 
@@ -140,7 +142,7 @@ def global_statements(sources: Sources) -> list[str]:
 
 
 def without_purpose(sources: Sources) -> list[str]:
-    """Modules whose docstring does not open with a sentence on one line, and filled __init__.py."""
+    """One line for each docstring without a one-line purpose, and each filled __init__.py."""
     problems = []
     for module, source in sources.items():
         if module.endswith("__init__.py"):
@@ -153,7 +155,7 @@ def without_purpose(sources: Sources) -> list[str]:
     return problems
 
 
-def test_the_page_the_modules_and_their_functions_are_short():
+def test_modules_and_functions_are_short():
     problems = too_long(program())
     assert not problems, "\n".join(problems)
 
@@ -163,7 +165,7 @@ def test_no_function_changes_a_variable_of_its_module_by_global():
     assert not problems, "\n".join(problems)
 
 
-def test_each_module_tells_its_purpose_in_one_line_and_packages_re_export_nothing():
+def test_each_module_states_its_purpose_in_one_line_and_packages_re_export_nothing():
     problems = without_purpose(program())
     assert not problems, "\n".join(problems)
 
@@ -175,7 +177,7 @@ TYPES = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import report\
 
 
 @pytest.mark.parametrize(
-    "check, sources, found",
+    "check, sources, expected",
     [
         (wrong_imports, {"inputs/hub.py": LATE}, "inputs/hub.py, line 2: `from training.run "),
         (wrong_imports, {"training/run.py": TYPES}, "training/run.py, line 3: `import report`"),
@@ -212,11 +214,11 @@ TYPES = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import report\
         (without_purpose, {"inputs/__init__.py": "from inputs import hub"}, "inputs/__init__.py"),
     ],
 )
-def test_a_broken_layout_is_found_and_named(check: Callable[[Sources], list[str]], sources, found):
-    assert any(found in problem for problem in check(sources))
+def test_a_broken_layout_is_reported(check: Callable[[Sources], list[str]], sources, expected):
+    assert any(expected in problem for problem in check(sources))
 
 
-def test_what_the_layout_allows_is_not_found():
+def test_an_allowed_layout_has_no_problems():
     allowed = {
         "system/disk.py": '"""Disk."""\nimport os\nfrom system import ranks',
         "data.py": '"""Data.\n\nMore of it."""\nfrom inputs import hub\nimport system.disk',

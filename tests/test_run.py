@@ -1,4 +1,4 @@
-"""Run: what it logs, keeps and saves, and how it ends if it cannot continue."""
+"""Run: its log, its kept epoch, its files, and its end if it cannot continue."""
 
 import concurrent.futures
 import hashlib
@@ -19,10 +19,10 @@ from system.console import RunError
 from training import checkpoint, run_folder
 from training.scores import Answers
 
-# ---- What it logs ----
+# ---- The log ----
 
 
-def test_metrics_of_a_run_hold_every_logged_step_and_each_evaluation(in_process, tmp_path, tiny):
+def test_metrics_jsonl_holds_every_logged_step_and_each_evaluation(in_process, tmp_path, tiny):
     flags = ["--model", tiny, "--data", "builtin", "--epochs", "2", "--max-train-samples", "100"]
     run = in_process(
         *flags, "--batch-size", "10", "--log-every", "4", "--keep", "last", "--output-dir", "run"
@@ -44,19 +44,19 @@ def test_metrics_of_a_run_hold_every_logged_step_and_each_evaluation(in_process,
     assert run.out.splitlines() == printed
 
 
-def test_the_loss_of_a_line_is_the_mean_of_all_steps_since_the_last_line(tmp_path):
+def test_a_logged_loss_is_the_mean_over_the_steps_since_the_last_line(tmp_path):
     flags = ["--epochs", "1", "--batch-size", "10"]
-    each, few = (
+    dense, sparse = (
         training.train(training.load(tmp_path, 70, *flags, "--log-every", every, run=every))
         for every in ("1", "3")
     )
-    losses = [line["loss"] for line in each if "loss" in line]
+    losses = [line["loss"] for line in dense if "loss" in line]
     assert len(losses) == 7
     expected = [np.mean(losses[:3]), np.mean(losses[3:6]), losses[6]]
-    assert [line["loss"] for line in few if "loss" in line] == pytest.approx(expected, rel=1e-6)
+    assert [line["loss"] for line in sparse if "loss" in line] == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_rate_of_a_line_does_not_count_the_time_of_evaluations(tmp_path, monkeypatch):
+def test_samples_per_second_leave_out_the_time_of_evaluations(tmp_path, monkeypatch):
     evaluate, seconds = script.evaluate, iter([1.5, 1.5, 0])
 
     def slow(*arguments: object) -> object:
@@ -86,23 +86,24 @@ def test_two_runs_with_one_seed_write_the_same_bytes_and_another_seed_does_not(
         digests.append((hashlib.sha256(weights.read_bytes()).hexdigest(), losses, run.out))
     assert digests[0] == digests[1]
     assert digests[0][0] != digests[2][0]
-    # The fingerprint is of the checkpoint, and not of the head, which the seed decides.
+    # The model's fingerprint leaves out the head, whose weights depend on the seed.
     assert fingerprints[0]["model"] == fingerprints[2]["model"]
 
 
-# ---- Which epoch it keeps ----
+# ---- The kept epoch ----
 
 
 @pytest.mark.parametrize(
     "keep, accuracies, kept",
     [
         ("best", [0.5, 0.9, 0.7], 1),
-        ("best", [0.9, 0.9, 0.7], 0),  # If two epochs tie, the earlier one is kept.
+        # If two epochs tie, the earlier one is kept.
+        ("best", [0.9, 0.9, 0.7], 0),
         ("last", [0.5, 0.9, 0.7], 2),
-        ("macro_f1", [0.9, 0.5, 0.7], 1),  # Macro-F1 is here 1 minus the accuracy.
+        ("macro_f1", [0.9, 0.5, 0.7], 1),
     ],
 )
-def test_the_epoch_that_is_kept_is_the_one_written_and_the_one_tested(
+def test_the_kept_epoch_is_the_one_that_is_saved_and_tested(
     tmp_path, monkeypatch, keep, accuracies, kept
 ):
     rows = training.write_sentences(tmp_path / "sentences", 40)
@@ -113,9 +114,10 @@ def test_the_epoch_that_is_kept_is_the_one_written_and_the_one_tested(
     weights, reported = [], []
 
     def evaluate(model, batches, settings):
-        list(batches)  # Run.watch looks for signals between them.
+        # Run.watch handles signals between batches.
+        list(batches)
         weights.append({name: value.clone() for name, value in model.state_dict().items()})
-        # The first look, an evaluation each epoch, the test with the kept model.
+        # The first evaluation, one for each epoch, and the test of the kept model.
         accuracy = [0.0, *accuracies, 0.25][len(weights) - 1]
         ones = np.ones(40)
         answers = Answers(ones, ones, ones * len(weights) / 10, ones * len(weights))
@@ -134,7 +136,7 @@ def test_the_epoch_that_is_kept_is_the_one_written_and_the_one_tested(
         "epoch": kept,
         "accuracy": accuracies[kept],
         "macro_f1": 1 - accuracies[kept],
-        "loss": 2 + kept,  # The mean of the losses in the answers.
+        "loss": 2 + kept,
         "test_accuracy": 0.25,
     }
     assert len(weights) == 5 and not (folder / "checkpoint.pt").exists()
@@ -157,12 +159,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_first_bad_step(
     )
     assert run.code == 1 and len(run.errors) == 1, run.err
     assert "Traceback" not in run.err and run.out == ""
-    assert "step 2: the loss or its gradient is not finite, at learning rate" in run.errors[0]
+    assert "step 2: the loss or its gradient is not finite (learning rate" in run.errors[0]
     assert "--learning-rate" in run.errors[0]
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_weights_that_the_last_step_ruined_are_not_kept(in_process, tmp_path, tiny):
+def test_weights_that_are_not_finite_after_the_last_step_are_not_kept(in_process, tmp_path, tiny):
     flags = ["--model", tiny, "--data", "builtin", "--max-train-samples", "64", "--epochs", "1"]
     run = in_process(*flags, "--learning-rate", "1e39", "--output-dir", "run")
     assert run.code == 1 and "is not finite" in run.errors[0] and run.out == "", run.err
@@ -172,7 +174,7 @@ def test_weights_that_the_last_step_ruined_are_not_kept(in_process, tmp_path, ti
 def test_an_epoch_whose_validation_loss_is_not_finite_is_not_kept(tmp_path, monkeypatch):
     answers = Answers(*(np.full(1, np.nan) for _ in Answers._fields))
     monkeypatch.setattr(script, "evaluate", lambda *_: ({"accuracy": 1.0}, answers))
-    with pytest.raises(RunError, match="epoch 0: the validation loss is not finite; try a lower"):
+    with pytest.raises(RunError, match="epoch 0: the validation loss is not finite; use a lower"):
         training.train(training.load(tmp_path, 20, "--epochs", "1"))
     assert not (tmp_path / "run" / "model").exists()
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
@@ -182,9 +184,8 @@ def test_an_epoch_whose_validation_loss_is_not_finite_is_not_kept(tmp_path, monk
 
 
 @pytest.mark.long
-def test_out_of_memory_names_the_micro_batch_size(finetune, tmp_path):
-    # A CPU takes 12 sentences of 64 tokens at a time. They take 1.6 GB for each of the three
-    # results and gradients of the first of two layers so wide; the process may have 6.4.
+def test_an_out_of_memory_error_suggests_the_micro_batch_size(finetune, tmp_path):
+    # At 12 sentences of 64 tokens, each of three tensors of a layer takes 1.6 of 6.4 GB.
     save_tiny(tmp_path / "wide", hidden_dim=2**19, n_layers=2)
     rows = "".join(f"{'word ' * 62}{text},{label}\n" for text, label in ROWS)
     (tmp_path / "a.csv").write_text("text,label\n" + rows.replace(" , ", " "))
@@ -198,7 +199,7 @@ def test_out_of_memory_names_the_micro_batch_size(finetune, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("first_to_fail", ["checkpoint.pt", "model"])
-def test_a_full_disk_ends_the_run_with_one_line_and_keeps_what_was_whole(
+def test_a_full_disk_ends_the_run_with_one_error_and_keeps_complete_files(
     finetune, tmp_path, first_to_fail
 ):
     # A checkpoint of 12 MB is too large; a narrow one fits, but the tokenizer of 0.7 MB does not.
@@ -247,8 +248,8 @@ def test_a_signal_stops_a_resumed_run_that_has_no_epoch_left(
     def fail(*_: object) -> None:
         raise RunError("no space for the report")
 
-    with monkeypatch.context() as here:
-        here.setattr(script.report, "write", fail)
+    with monkeypatch.context() as patches:
+        patches.setattr(script.report, "write", fail)
         assert in_process(*flags).code == 1
     evaluate = script.evaluate
 

@@ -1,4 +1,4 @@
-"""The folder of a run: who may write in it, and which folders are refused."""
+"""The folder of a run: one process writes at a time, and unusable folders are refused."""
 
 import errno
 import json
@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from harness.helpers import ROOT, drop_roots_power_over_files, start
+from harness.helpers import ROOT, drop_file_capabilities, start
 from harness.stopped import SHORTER, check_refused, contents, read_settings
 
 from training import run_folder
@@ -21,25 +21,27 @@ def test_a_folder_in_which_another_process_writes_is_refused_at_once(finetune, t
         before = contents(tmp_path / "run")
         run = finetune(*stopped)
         check_refused(run, tmp_path / "run", before, "another process is writing this run")
-    assert run.seconds < 2  # Before the libraries, which take ten.
+    # Importing the libraries takes ten seconds.
+    assert run.seconds < 2
 
 
 @pytest.mark.long
-def test_a_second_process_is_refused_and_the_first_is_untouched_and_a_dead_one_holds_nothing(
+def test_a_second_process_is_refused_until_the_first_has_ended(
     finetune, tmp_path, stopped, monkeypatch
 ):
     first = start(tmp_path, *stopped)
     assert first.stdout.readline().startswith("epoch ")
     second = finetune(*stopped)
-    assert second.seconds < 2  # Before the libraries, which take ten.
+    # Importing the libraries takes ten seconds.
+    assert second.seconds < 2
     assert second.code == 2 and len(second.errors) == 1, second.err
     assert "another process is writing this run" in second.errors[0]
-    # The second one does not wait for the end of the first one either.
+    # A refused process must not wait for the end of the first one.
     monkeypatch.chdir(tmp_path)
-    began = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(ValueError, match="another process is writing this run"):
         read_settings(stopped)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - started < 5
     assert first.poll() is None
     first.kill()
     first.communicate()
@@ -52,7 +54,7 @@ def test_a_second_process_is_refused_and_the_first_is_untouched_and_a_dead_one_h
 
 @pytest.mark.long
 def test_if_two_processes_start_a_run_together_one_is_refused(tmp_path, tiny):
-    # Long enough that one is there while the other, on a busy machine, still loads.
+    # Thirty epochs last longer than the other process loads, even on a busy machine.
     flags = ["--model", tiny, *SHORTER, "--epochs", "30", "--output-dir", "run", "--resume"]
     both = [start(tmp_path, *flags) for _ in range(2)]
     errors = [process.communicate(timeout=100)[1] for process in both]
@@ -63,7 +65,7 @@ def test_if_two_processes_start_a_run_together_one_is_refused(tmp_path, tiny):
     assert json.loads((tmp_path / "run" / "run.json").read_text())["result"]
 
 
-def test_the_lock_of_a_run_lets_one_process_in(tmp_path):
+def test_the_lock_of_a_run_has_one_holder_and_is_removed(tmp_path):
     with (
         run_folder._lock(tmp_path),
         pytest.raises(ValueError, match="another process"),
@@ -82,7 +84,7 @@ def test_a_disk_without_locks_gets_a_note_and_is_used(tmp_path, monkeypatch, cap
         assert "this disk has no locks (No locks available)" in capsys.readouterr().err
 
 
-# ---- Folders that are refused ----
+# ---- Refused folders ----
 
 
 def test_resuming_needs_the_folder_of_a_run_or_an_empty_one(in_process, tmp_path):
@@ -90,36 +92,36 @@ def test_resuming_needs_the_folder_of_a_run_or_an_empty_one(in_process, tmp_path
     (tmp_path / "run" / "thesis.txt").write_text("years of work")
     flags = ["--model", "builtin", "--data", "builtin", "--resume"]
     run = in_process(*flags)
-    assert run.code == 2 and "--resume: name the folder of the run" in run.errors[0]
+    assert run.code == 2 and "--resume: --output-dir is missing" in run.errors[0]
     run = in_process(*flags, "--output-dir", "run")
-    assert run.code == 2 and "it holds files already, and no run.json" in run.errors[0]
+    assert run.code == 2 and "the folder holds files, but no run.json" in run.errors[0]
     assert contents(tmp_path / "run") == {"thesis.txt": b"years of work"}
 
 
 def test_without_resume_a_stopped_run_is_not_touched(in_process, tmp_path, stopped):
     before = contents(tmp_path / "run")
     run = in_process(*stopped[:-1])
-    check_refused(run, tmp_path / "run", before, "it holds a run already; go on with it by")
+    check_refused(run, tmp_path / "run", before, "the folder holds a run already; use --resume")
 
 
 @pytest.mark.parametrize("name", ["y" * 256, "b\udcffd"])
-def test_a_folder_whose_name_cannot_be_is_refused(tmp_path, in_process, name):
+def test_an_impossible_folder_name_is_refused(tmp_path, in_process, name):
     run = in_process("--model", "builtin", "--data", "builtin", "--output-dir", name, "--resume")
-    assert run.code == 2 and len(run.errors) == 1 and "name another" in run.errors[0], run.err
+    assert run.code == 2 and len(run.errors) == 1 and "choose a different" in run.errors[0], run.err
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="capabilities are Linux's")
 @pytest.mark.parametrize(
     "closed", [".", "run.json", pytest.param("checkpoint.pt", marks=pytest.mark.long)]
 )
-def test_a_run_that_may_not_be_read_or_written_is_refused(tmp_path, stopped, closed):
+def test_a_run_without_permission_to_read_or_write_is_refused(tmp_path, stopped, closed):
     (tmp_path / "run" / closed).chmod(0o555 if closed == "." else 0)
     done = subprocess.run(
         [sys.executable, str(ROOT / "finetune.py"), *stopped],
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        preexec_fn=drop_roots_power_over_files,
+        preexec_fn=drop_file_capabilities,
     )
     (tmp_path / "run" / closed).chmod(0o755)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
@@ -131,16 +133,14 @@ def test_a_run_that_may_not_be_read_or_written_is_refused(tmp_path, stopped, clo
 # ---- Leftovers of a kill ----
 
 
-def test_what_a_kill_before_run_json_leaves_does_not_keep_the_run_from_starting(
-    tmp_path, monkeypatch
-):
+def test_leftovers_of_a_kill_before_run_json_do_not_stop_a_new_start(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     for name in ("run.lock", "run.json.4711.partial"):
         (tmp_path / "run" / name).touch()
     flags = ["--model", "builtin", "--data", "builtin", "--output-dir", "run"]
     assert read_settings([*flags, "--resume"]).output_dir == "run"
-    with pytest.raises(ValueError, match="it holds files already"):
+    with pytest.raises(ValueError, match="the folder holds files"):
         read_settings(flags)
 
 

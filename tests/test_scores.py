@@ -1,21 +1,22 @@
-"""Accuracy and macro-F1: as scikit-learn computes them, in every place that shows scores."""
+"""Accuracy and macro-F1 equal those of scikit-learn, in every place that shows scores."""
 
 import json
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 from harness import warm
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import strategies
 from sklearn.metrics import accuracy_score, f1_score
 
 from finetune import finetune
 from outputs import plots
 from training import run_folder, scores
 
-IDS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=50)
+CLASS_PAIR = strategies.tuples(strategies.integers(0, 3), strategies.integers(0, 3))
+IDS = strategies.lists(CLASS_PAIR, min_size=1, max_size=50)
 
 
 @pytest.fixture(autouse=True)
@@ -23,14 +24,14 @@ def no_drawing(monkeypatch) -> None:
     monkeypatch.setattr(plots, "_save", warm.save_at_once)
 
 
-@settings(max_examples=30)
-@given(IDS)
+@hypothesis.settings(max_examples=30)
+@hypothesis.given(IDS)
 def test_accuracy_and_macro_f1_are_those_of_scikit_learn(pairs):
     labels, predictions = (np.array(column) for column in zip(*pairs, strict=True))
     metric = scores.load_accuracy()
     metric.add_batch(predictions=predictions, references=labels)
     assert metric.compute() == {"accuracy": accuracy_score(labels, predictions)}
-    # A class that has no sentence has nothing to find; one that is never predicted counts 0.
+    # A class without sentences is left out; a class that is never predicted counts 0.
     expected = np.mean(
         [
             f1_score(labels == number, predictions == number, zero_division=0)
@@ -40,7 +41,7 @@ def test_accuracy_and_macro_f1_are_those_of_scikit_learn(pairs):
     assert scores.macro_f1(labels, predictions) == pytest.approx(expected)
 
 
-def test_answers_are_gathered_in_the_order_of_their_rows_also_if_a_process_has_none(monkeypatch):
+def test_answers_are_gathered_in_the_order_of_their_rows_even_if_a_process_has_none(monkeypatch):
     rows = [np.array([4, 1]), np.array([0, 3, 2])]
     parts = [
         [torch.tensor([40, 10]), torch.tensor([4, 1]), torch.tensor([0.4, 0.1]), torch.ones(2)],
@@ -51,14 +52,14 @@ def test_answers_are_gathered_in_the_order_of_their_rows_also_if_a_process_has_n
     assert answers.labels.tolist() == [0, 10, 20, 30, 40]
     assert answers.predictions.tolist() == [0, 1, 2, 3, 4]
     assert answers.probabilities.tolist() == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
-    # In a process without sentences the answers are those of the others.
+    # A process without sentences gets the answers of the others.
     columns = map(torch.cat, zip(*parts, strict=True))
     whole = (np.concatenate(rows), *(column.numpy() for column in columns))
     monkeypatch.setattr(scores.collectives, "all_gather", lambda own: [own, whole])
     assert all(map(np.array_equal, scores.gather_answers([np.empty(0, int)], []), answers))
 
 
-def test_793_of_872_is_90_94_percent_give_or_take_1_9_points():
+def test_the_line_of_793_right_of_872_shows_wilsons_interval_of_1_9_points():
     low, high = scores.interval(793 / 872, 872)
     # Wilson's formula by hand.
     n, p, z = 872, 793 / 872, 1.959964
@@ -67,7 +68,8 @@ def test_793_of_872_is_90_94_percent_give_or_take_1_9_points():
     assert (low, high) == pytest.approx((middle - half, middle + half), abs=1e-6)
     line = scores.accuracy_line({"accuracy": 793 / 872, "accuracy_interval": [low, high]}, 872)
     assert line.startswith("accuracy 0.9094 ± 1.9 points (0.8885 to 0.9267")
-    assert scores.interval(1.0, 10)[0] < 0.75  # The plain formula gives 1 to 1.
+    # The normal approximation gives 1 to 1.
+    assert scores.interval(1.0, 10)[0] < 0.75
 
 
 def test_the_calibration_error_is_the_mean_gap_between_probability_and_accuracy():
@@ -77,14 +79,14 @@ def test_the_calibration_error_is_the_mean_gap_between_probability_and_accuracy(
     error, bins = scores.calibration(answers)
     # Three of four are right at 0.99, one of two at 0.62.
     assert error == pytest.approx(4 / 6 * 0.24 + 2 / 6 * 0.12, abs=1e-6)
-    assert [one["sentences"] for one in bins] == [2, 4]
-    assert all(one["low"] < one["probability"] <= one["high"] for one in bins)
+    assert [row["sentences"] for row in bins] == [2, 4]
+    assert all(row["low"] < row["probability"] <= row["high"] for row in bins)
     sure = scores.Answers(np.ones(3, int), np.ones(3, int), np.ones(3, np.float32), losses[:3])
     assert scores.calibration(sure)[0] == 0
 
 
 @pytest.mark.parametrize("labels", [["a", "b"] * 10, ["a"] * 17 + ["b"] * 4, ["a", "b", "c"] * 7])
-def test_macro_f1_stands_beside_accuracy_in_every_line_the_result_and_the_card(
+def test_macro_f1_is_in_every_logged_line_the_result_and_the_model_card(
     tiny, tmp_path, labels, capsys
 ):
     (tmp_path / "data").mkdir()
@@ -96,10 +98,10 @@ def test_macro_f1_stands_beside_accuracy_in_every_line_the_result_and_the_card(
     run = finetune(**names, epochs=2, learning_rate=1e-2, batch_size=8, keep="last")
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").open()]
     evaluations = [line for line in lines if "eval_loss" in line]
-    assert len(evaluations) == 2 and all(0 <= x["eval_macro_f1"] <= 1 for x in evaluations)
+    assert len(evaluations) == 2 and all(0 <= line["eval_macro_f1"] <= 1 for line in evaluations)
     assert run.metrics["macro_f1"] == evaluations[1]["eval_macro_f1"]
     shown = f"{run.metrics['macro_f1']:.4f}"
-    assert f"Macro-F1 {shown}" in (run.model_folder / "README.md").read_text()
+    assert f"macro-F1 {shown}" in (run.model_folder / "README.md").read_text()
     out, err = capsys.readouterr()
     accuracies = [line["eval_accuracy"] for line in evaluations]
     assert out == "".join(f"epoch {i}: {{'accuracy': {x}}}\n" for i, x in enumerate(accuracies))
@@ -118,7 +120,7 @@ def test_macro_f1_stands_beside_accuracy_in_every_line_the_result_and_the_card(
 
 
 def write_unequal(folder: Path) -> Path:
-    """Nine in ten are `no`; among texts with "odd", which most `yes` texts have, six in ten."""
+    """A folder with texts: nine in ten are `no`, and six in ten of those with the word "odd"."""
     folder.mkdir()
     choose = np.random.default_rng(0)
     for name, count in (("train", 400), ("dev", 200)):

@@ -1,4 +1,4 @@
-"""system/speed.py: a faster step has the same numbers, and does less work."""
+"""system/speed.py: a prepared model has the same logits and gradients, and does less work."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ DISTILBERT_SIZES = {
     **{"dim": 32, "hidden_dim": 64, "n_layers": 3, "n_heads": 2},
     **{"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0},
 }
-# DeBERTa v3's own, and xlarge's convolution.
+# The options of DeBERTa, and of DeBERTa v3, whose xlarge model has a convolution.
 DISENTANGLED = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
 BUCKETS = {"position_buckets": 8, "share_att_key": True, "norm_rel_ebd": "layer_norm"}
 CASES = [(kind, {}) for kind in (*speed.FEED_FORWARD, "albert", "mpnet", "modernbert")] + [
@@ -74,7 +74,7 @@ needs_onednn = pytest.mark.skipif(
 
 @pytest.fixture
 def capability(request, monkeypatch):
-    """The parameter, either kind of CPU, whichever the tests run on."""
+    """The instruction set that torch reports for the CPU."""
     if request.param == "AVX512" and not torch.backends.mkldnn.is_available():
         pytest.skip("this build of torch has no oneDNN")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
@@ -82,7 +82,7 @@ def capability(request, monkeypatch):
 
 
 def on_both_cpus() -> list:
-    """Each case by AVX512, which changes most, and by AVX2, of which all but two are long."""
+    """Each case for AVX512, and for AVX2, for which all cases except for two are marked long."""
     return [
         pytest.param(kind, options, capability, marks=[pytest.mark.long] * is_long)
         for capability in ("AVX512", "AVX2")
@@ -92,76 +92,79 @@ def on_both_cpus() -> list:
 
 
 @pytest.mark.parametrize("kind, options, capability", on_both_cpus(), indirect=["capability"])
-def test_logits_and_all_gradients_are_those_of_the_model_as_it_was_loaded(
+def test_a_prepared_model_has_the_logits_and_gradients_of_the_plain_model(
     kind, options, tmp_path, capability
 ):
     plain, fast = load(kind, tmp_path, options), load(kind, tmp_path, options)
     attention = fast.config._attn_implementation
     assert attention == options.get("attn_implementation", attention)
     speed.prepare(fast, "cpu", "fp32")
-    for seed in (2, 3):  # Nothing of the first step may stay in the second.
+    # The second step must not depend on the first.
+    for seed in (2, 3):
         logits, expected = gradients(plain, seed)
-        same, found = gradients(fast, seed)
-        torch.testing.assert_close(same, logits, rtol=1e-5, atol=1e-6)
-        assert expected.keys() == found.keys()
+        fast_logits, computed = gradients(fast, seed)
+        torch.testing.assert_close(fast_logits, logits, rtol=1e-5, atol=1e-6)
+        assert expected.keys() == computed.keys()
         for name in expected:
-            # A pooler or an adapter that nothing reads has none.
-            assert (expected[name] is None) == (found[name] is None), name
+            # A pooler or an adapter that nothing reads has no gradient.
+            assert (expected[name] is None) == (computed[name] is None), name
             if expected[name] is not None:
                 torch.testing.assert_close(
-                    found[name], expected[name], rtol=1e-4, atol=1e-6, msg=name
+                    computed[name], expected[name], rtol=1e-4, atol=1e-6, msg=name
                 )
     is_onednn = {type(module) for module in fast.modules()} & {speed.OneDNNLinear}
     assert bool(is_onednn) == (capability == "AVX512")
 
 
-def test_attention_that_is_changed_later_still_leaves_padding_out(tmp_path):
+def test_a_later_change_of_attention_still_masks_padding(tmp_path):
     plain, fast = load("bert", tmp_path), load("bert", tmp_path)
     speed.prepare(fast, "cpu", "fp32")
     fast.set_attn_implementation("eager")
     torch.testing.assert_close(gradients(fast, 2)[0], gradients(plain, 2)[0], rtol=1e-5, atol=1e-6)
 
 
-def test_a_model_without_layers_is_prepared_as_it_is(tmp_path):
+def test_a_model_without_layers_keeps_its_logits(tmp_path):
     plain, fast = (load("bert", tmp_path, {"num_hidden_layers": 0}) for _ in range(2))
     speed.prepare(fast, "cpu", "fp32")
     torch.testing.assert_close(gradients(fast, 2)[0], gradients(plain, 2)[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", speed.FEED_FORWARD)
-def test_the_last_feed_forward_part_sees_one_token_and_the_others_see_all(kind, tmp_path):
+def test_the_last_feed_forward_part_gets_one_token_and_the_others_get_all(kind, tmp_path):
     model = load(kind, tmp_path)
     speed.prepare(model, "cpu", "fp32")
-    seen = []
+    token_counts = []
     for path, module in model.named_modules():
         if path.endswith("." + speed.FEED_FORWARD[kind]):
-            module.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+            module.register_forward_pre_hook(lambda _, args: token_counts.append(args[0].shape[1]))
     model(input_ids=torch.full((2, 9), 1000), attention_mask=torch.ones(2, 9))
-    assert seen == [9, 9, 1]
+    assert token_counts == [9, 9, 1]
 
 
-def test_the_largest_gradient_stays_where_it_is_and_holds_one_step_alone(tmp_path):
+def test_the_gradient_of_the_embeddings_keeps_its_memory_and_holds_one_step(tmp_path):
     model = load("distilbert", tmp_path)
     speed.prepare(model, "cpu", "fp32")
-    words = model.get_input_embeddings().weight
-    places = set()
+    weights = model.get_input_embeddings().weight
+    addresses = set()
     for token in (1000, 1001):
         batch = {"input_ids": torch.full((2, 8), token), "attention_mask": torch.ones(2, 8)}
         model.zero_grad()
         model(**batch).logits[:, 0].sum().backward()
-        once = words.grad[token].clone()
-        model(**batch).logits[:, 0].sum().backward()  # A second micro-batch, which adds to it.
-        torch.testing.assert_close(words.grad[token], 2 * once)
+        once = weights.grad[token].clone()
+        # A second micro-batch adds to the gradient, and an evaluation does not clear it.
+        model(**batch).logits[:, 0].sum().backward()
+        torch.testing.assert_close(weights.grad[token], 2 * once)
         with torch.inference_mode():
-            model(**batch)  # An evaluation clears nothing.
-        assert words.grad.layout == torch.strided and words.grad.count_nonzero() == 32
-        places.add(words.grad.data_ptr())
-        usual = words.grad.clone()
+            model(**batch)
+        assert weights.grad.layout == torch.strided and weights.grad.count_nonzero() == 32
+        addresses.add(weights.grad.data_ptr())
+        twice = weights.grad.clone()
+        # Some loops clear gradients between the forward and the backward pass.
         logits = model(**batch).logits
-        model.zero_grad()  # The other usual place for it.
+        model.zero_grad()
         logits[:, 0].sum().backward()
-        torch.testing.assert_close(words.grad, usual / 2)
-    assert len(places) == 1
+        torch.testing.assert_close(weights.grad, twice / 2)
+    assert len(addresses) == 1
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -169,17 +172,17 @@ def test_frozen_word_embeddings_get_no_gradient(tmp_path, when):
     model = load("distilbert", tmp_path)
     if when == "after":
         speed.prepare(model, "cpu", "fp32")
-    words = model.get_input_embeddings().requires_grad_(False)
+    embeddings = model.get_input_embeddings().requires_grad_(False)
     if when == "before":
         speed.prepare(model, "cpu", "fp32")
     gradients(model, 2)
-    assert words.weight.grad is None
+    assert embeddings.weight.grad is None
 
 
 @needs_onednn
 @pytest.mark.parametrize("shape", [(5, 8), (3, 5, 8)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_linear_layer_by_onednn_is_a_linear_layer(shape, bias):
+def test_a_onednn_layer_has_the_results_and_gradients_of_a_linear_layer(shape, bias):
     torch.manual_seed(0)
     layer, expected = torch.nn.Linear(8, 6, bias), torch.nn.Linear(8, 6, bias)
     expected.load_state_dict(layer.state_dict())
@@ -198,7 +201,7 @@ def test_a_linear_layer_by_onednn_is_a_linear_layer(shape, bias):
 
 
 @needs_onednn
-def test_gradients_of_gradients_are_refused_not_wrong():
+def test_second_derivatives_of_a_onednn_layer_are_refused():
     layer = speed.OneDNNLinear(8, 6)
     x = torch.randn(2, 8, requires_grad=True)
     (gradient,) = torch.autograd.grad(layer(x).pow(2).sum(), x, create_graph=True)
@@ -233,16 +236,17 @@ def test_bf16_and_compiled_models_keep_torchs_own_linear_layers(tmp_path, monkey
     [
         ("auto", 0, False, 1, "cpu"),
         ("auto", 0, True, 1, "mps"),
-        ("auto", 0, True, 2, "cpu"),  # Several processes can't share it.
+        # Several processes can't share an mps device.
+        ("auto", 0, True, 2, "cpu"),
         ("auto", 2, True, 2, "cuda"),
         ("cpu", 2, True, 4, "cpu"),
-        ("cuda", 0, True, 1, "no such device here; try --device auto"),
-        ("mps", 0, True, 2, "no such device here; try --device auto"),
-        ("auto", 1, False, 2, "2 processes on a machine of 1 GPU; start one for each"),
-        ("cuda", 3, False, 4, "4 processes on a machine of 3 GPUs; start one for each"),
+        ("cuda", 0, True, 1, "no such device here; use --device auto"),
+        ("mps", 0, True, 2, "no such device here; use --device auto"),
+        ("auto", 1, False, 2, "2 processes on a machine with 1 GPU; use torchrun"),
+        ("cuda", 3, False, 4, "4 processes on a machine with 3 GPUs; use torchrun"),
     ],
 )
-def test_a_device_is_found_or_refused(monkeypatch, name, gpus, has_mps, processes, expected):
+def test_a_device_is_chosen_or_refused(monkeypatch, name, gpus, has_mps, processes, expected):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: has_mps)

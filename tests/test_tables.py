@@ -1,4 +1,4 @@
-"""Columns are found and rows checked: each that cannot be used is refused with its line."""
+"""Tables: columns are found by usual names, and each bad row is refused with its line."""
 
 import errno
 import json
@@ -14,11 +14,11 @@ from system.console import InputError
 
 LABELLED = '{"text": "a", "label": 1}\n'
 FILES = {
-    "empty": ("a.csv", "", "no rows in it"),
-    "empty jsonl": ("a.jsonl", "", "no rows in it"),
-    "header only": ("a.csv", "sentence,label\n", "no rows in it"),
-    "no text column": ("a.csv", CSV.replace("sentence", "words"), "columns are 'words', 'label'"),
-    "no label column": ("a.csv", CSV.replace("label", "y", 1), "columns are 'sentence', 'y'"),
+    "empty": ("a.csv", "", "no rows"),
+    "empty jsonl": ("a.jsonl", "", "no rows"),
+    "header only": ("a.csv", "sentence,label\n", "no rows"),
+    "no text column": ("a.csv", CSV.replace("sentence", "words"), "(found 'words', 'label')"),
+    "no label column": ("a.csv", CSV.replace("label", "y", 1), "(found 'sentence', 'y')"),
     "empty text": ("a.csv", CSV + '" ",positive\n', "line 42: no text in 'sentence'"),
     "missing label": ("a.csv", CSV + "good,\n", "line 42: no label in 'label'"),
     "missing field": ("a.jsonl", LABELLED + '{"text": "b"}\n', "line 2: no label"),
@@ -30,18 +30,18 @@ FILES = {
     "a number for a text": (
         "a.jsonl",
         LABELLED + '{"text": 5, "label": 0}\n',
-        "line 2: 5 in 'text' is no text",
+        "line 2: expected text in 'text', found 5",
     ),
-    "half a character": (
+    "lone surrogate": (
         "a.jsonl",
         LABELLED + '{"text": "cut \\ud83d", "label": 0}\n',
-        "line 2: half a character",
+        "line 2: expected Unicode text, found a lone surrogate",
     ),
 }
 
 
 @pytest.mark.parametrize("name, content, message", FILES.values(), ids=FILES)
-def test_a_table_that_cannot_be_used_is_refused(in_process, tmp_path, tiny, name, content, message):
+def test_an_unusable_table_is_refused(in_process, tmp_path, tiny, name, content, message):
     check_file_refused(in_process, tiny, tmp_path, name, content, message)
 
 
@@ -50,11 +50,11 @@ def test_every_bad_row_of_every_split_is_reported_at_once(in_process, tmp_path, 
     (tmp_path / "d" / "train.csv").write_text(CSV + ",positive\ngood,\nx\n")
     (tmp_path / "d" / "dev.csv").write_text("sentence,label\n,positive\n")
     run = in_process("--model", tiny, "--data", "d", "--output-dir", "run")
-    bad = ["line 42: no text", "line 43: no label", "line 44: 1 fields", "dev.csv, line 2: no text"]
-    check_refused(run, tmp_path / "run", *bad)
+    train = ["line 42: no text", "line 43: no label", "line 44: wrong number"]
+    check_refused(run, tmp_path / "run", *train, "dev.csv, line 2: no text")
 
 
-def test_jsonl_pairs_with_true_and_false_train(in_process, tmp_path, tiny):
+def test_a_run_trains_on_pairs_in_jsonl_with_labels_true_and_false(in_process, tmp_path, tiny):
     rows = [{"a": text, "b": "is it good ?", "ok": word == "positive"} for text, word in ROWS]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "\n")
     flags = ["--data", "pairs.jsonl", "--text-column", "a", "b", "--label-column", "ok"]
@@ -65,7 +65,7 @@ def test_jsonl_pairs_with_true_and_false_train(in_process, tmp_path, tiny):
 # ---- Columns ----
 
 
-def test_a_pair_is_found_by_its_names_and_every_split_is_read_alike(tmp_path):
+def test_a_pair_is_found_by_its_names_and_all_splits_use_the_same_columns(tmp_path):
     rows = "who ?,he did,yes\nwhere ?,she did,no\n" * 3
     text = load_text(tmp_path, "qnli.csv", "question,sentence,label\n" + rows)
     assert text.text_columns == ["question", "sentence"]
@@ -84,7 +84,7 @@ def test_a_test_split_without_the_label_column_is_left_out_even_if_the_column_wa
     (tmp_path / "test.csv").write_text("text\nfine\n")
     assert data.load(str(tmp_path), label_column="y").splits.keys() == {"train", "validation"}
     (tmp_path / "test.csv").write_text("id,words\n1,fine\n")
-    with pytest.raises(InputError, match=r"test\.csv: no column 'text'; the columns are 'id'"):
+    with pytest.raises(InputError, match=r"test\.csv: no column 'text' \(found 'id'"):
         data.load(str(tmp_path), label_column="y")
 
 
@@ -94,11 +94,9 @@ def test_one_column_is_not_both_text_and_label(tmp_path):
         data.load(str(tmp_path / "a.csv"), text_columns=["label"], label_column="label")
 
 
-def test_a_named_column_that_is_missing_is_reported_with_those_that_are_there(tmp_path):
+def test_a_missing_column_is_reported_with_the_existing_ones(tmp_path):
     (tmp_path / "a.csv").write_text("x,y\n1,2\n")
-    with pytest.raises(
-        InputError, match="no column 'text'; the columns are 'x', 'y'; name another"
-    ):
+    with pytest.raises(InputError, match=r"no column 'text' \(found 'x', 'y'\); choose one"):
         data.load(str(tmp_path / "a.csv"), text_columns=["text"], label_column="y")
 
 
@@ -124,12 +122,12 @@ def test_a_row_becomes_its_line_text_pair_and_label(tmp_path):
     }
 
 
-def test_labels_that_are_no_words_or_numbers_are_refused(tmp_path):
-    with pytest.raises(InputError, match="line 1: \\[1\\] in 'label' is no word"):
+def test_labels_that_are_neither_words_nor_numbers_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"in 'label', found \[1\]; correct it"):
         load_text(tmp_path, "a.jsonl", '{"text": "a", "label": [1]}\n')
 
 
-def test_a_changed_file_is_read_anew(tmp_path):
+def test_a_changed_file_is_read_again(tmp_path):
     content = "text,label\n" + "good,1\nbad,0\n" * 5
     assert load_text(tmp_path, "a.csv", content).labels == ["0", "1"]
     digest = tables.digests(str(tmp_path / "a.csv"))
@@ -141,7 +139,7 @@ def test_a_changed_file_is_read_anew(tmp_path):
 
 
 @pytest.mark.long
-def test_a_cache_that_cannot_be_written_is_named_and_not_the_file(finetune, tmp_path, tiny):
+def test_an_error_of_an_unwritable_cache_names_the_cache(finetune, tmp_path, tiny):
     (tmp_path / "a.csv").write_text(CSV + '"a text of its own",positive\n' * 400)
     flags = ["--model", tiny, "--data", "a.csv", "--output-dir", "run"]
     run = finetune(
@@ -152,7 +150,7 @@ def test_a_cache_that_cannot_be_written_is_named_and_not_the_file(finetune, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_an_error_of_writing_the_cache_is_no_wrong_input(in_process, tmp_path, tiny, monkeypatch):
+def test_a_full_disk_under_the_cache_is_not_an_input_error(in_process, tmp_path, tiny, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

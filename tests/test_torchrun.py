@@ -57,7 +57,7 @@ def test_help_is_printed_once(tmp_path):
 
 
 @long
-def test_sigterm_to_the_launcher_leaves_a_checkpoint_and_a_killed_worker_is_started_again(
+def test_a_killed_worker_is_restarted_and_sigterm_to_the_launcher_leaves_a_checkpoint(
     tmp_path, tiny
 ):
     (tmp_path / "a.csv").write_text(CSV)
@@ -71,13 +71,14 @@ def test_sigterm_to_the_launcher_leaves_a_checkpoint_and_a_killed_worker_is_star
         assert line or run.poll() is None
     assert "Traceback" not in line
     step = int(line.split()[-1])
-    assert step >= 5 and step % 5 == 0  # Each epoch of five steps leaves a checkpoint.
+    # Each epoch of five steps leaves a checkpoint.
+    assert step >= 5 and step % 5 == 0
     assert run.stdout.readline().startswith("epoch ")
     run.send_signal(signal.SIGTERM)
     _, err = run.communicate(timeout=60)
     state = checkpoint.read_state(tmp_path / "run" / "checkpoint.pt")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert f"to go on from step {state.step}, give the same command" in err
+    assert f"to continue from step {state.step}, repeat the command" in err
     assert state.step > step and record["processes"] == 2
     assert err.count("stopping after this step") == 1
 
@@ -85,9 +86,9 @@ def test_sigterm_to_the_launcher_leaves_a_checkpoint_and_a_killed_worker_is_star
 @long
 def test_if_the_hub_is_out_of_reach_all_processes_take_the_same_stand_ins(tmp_path):
     flags = ["--epochs", "1", "--max-train-samples", "8", "--max-length", "8"]
-    run = scenario("sizes", tmp_path, flags=flags, counts=[2])["2"]
+    run = scenario("process_counts", tmp_path, flags=flags, counts=[2])["2"]
     assert run["log"].count("\nepoch 0: ") == 1 and run["accuracies"]
-    assert run["log"].count("NOTE: what ships with this project") == 2
+    assert run["log"].count("NOTE: `builtin` is used instead of") == 2
     assert run["replaced"].keys() == {"model", "data"} and len(run["shares"]) == 2
 
 
@@ -114,7 +115,8 @@ def test_two_launchers_on_two_addresses_complete_one_run_together(tmp_path, tiny
     assert [run.returncode for run in runs] == [0, 0], ends
     lines = "".join(out for out, _ in ends).splitlines()
     assert [line.split(":")[0] for line in lines] == ["epoch 0", "epoch 1"]
-    (folder,) = (tmp_path / "runs").iterdir()  # The default one, chosen by the main process alone.
+    # The main process alone chooses the default folder.
+    (folder,) = (tmp_path / "runs").iterdir()
     record = json.loads((folder / "run.json").read_text())
     assert record["processes"] == 2 and record["sentences"]["train"] == 36
     assert "36 train, 4 validation" in "".join(err for _, err in ends)
@@ -123,14 +125,14 @@ def test_two_launchers_on_two_addresses_complete_one_run_together(tmp_path, tiny
 
 
 @long
-def test_another_code_on_another_node_is_refused_with_its_name(tmp_path, tiny):
+def test_different_code_on_another_machine_is_refused_with_its_file_name(tmp_path, tiny):
     (tmp_path / "a.csv").write_text(CSV)
     other = tmp_path / "other"
     for name in rendezvous.code():
         (other / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, other / name)
     with (other / "inputs" / "labels.py").open("a") as source:
-        source.write("# Another.\n")
+        source.write("# Different.\n")
     flags = ["--model", tiny, "--data", "a.csv", "--output-dir", "run"]
     scripts = [ROOT / "finetune.py", other / "finetune.py"]
     runs = launch_on_two(tmp_path, *flags, scripts=scripts)
@@ -144,11 +146,10 @@ def test_another_code_on_another_node_is_refused_with_its_name(tmp_path, tiny):
 
 
 @long
-def test_the_slurm_script_stops_its_run_is_queued_again_and_goes_on(tmp_path, tiny):
+def test_the_slurm_script_stops_its_run_queues_itself_again_and_resumes(tmp_path, tiny):
     (tmp_path / "a.csv").write_text(CSV)
     (tmp_path / "bin").mkdir()
-    # Slurm's own srun kills the program when it gets a signal; scancel sends it to the program
-    # itself, and to all of its processes.
+    # As in Slurm, srun kills the program on a signal, and scancel signals each of its processes.
     terminate = "pid=$(cat pid); kill -TERM $(cat /proc/$pid/task/$pid/children) $pid"
     for name, lines in {
         "srun": """shift; trap 'kill -9 $(cat pid)' TERM; "$@" & echo $! > pid; wait $!""",
@@ -179,7 +180,7 @@ def test_the_slurm_script_stops_its_run_is_queued_again_and_goes_on(tmp_path, ti
     _, err = job.communicate(timeout=60)
     assert job.returncode == 0 and (tmp_path / "queue").read_text() == "requeue 7\n", err
     step = checkpoint.read_state(tmp_path / "runs" / "first" / "checkpoint.pt").step
-    assert f"to go on from step {step}" in err
+    assert f"to continue from step {step}" in err
     job = subprocess.run(["bash", "job"], timeout=120, check=False, **options)
     assert job.returncode == 0 and f"resumed from step {step}\n" in job.stderr, job.stderr
     assert "kept: " in job.stderr and (tmp_path / "queue").read_text() == "requeue 7\n"

@@ -1,4 +1,4 @@
-"""Rows and their answers come back in every kind of file, and as GLUE's server takes them."""
+"""Rows and predictions are written to every kind of file, and in the format of GLUE's server."""
 
 import csv
 import datetime
@@ -25,7 +25,7 @@ def dialect(ending: str) -> str:
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
 @pytest.mark.parametrize("source", ["csv", "tsv", "jsonl", "parquet"])
-def test_the_rows_of_any_file_come_back_with_answers_in_any_other(
+def test_rows_of_any_kind_of_file_are_written_with_predictions_to_any_other(
     predicted, tmp_path, source, ending
 ):
     texts = ["a fine, warm film", None, "a dull film"]
@@ -62,7 +62,7 @@ def test_a_carriage_return_in_a_text_starts_no_row(predicted, tmp_path):
         assert [row["text"] for row in rows] == ["a fine\rfilm", 'a "dull" film']
 
 
-def test_dates_numbers_and_gaps_of_a_parquet_file_are_written_plainly(predicted, tmp_path):
+def test_dates_decimals_and_missing_numbers_of_parquet_are_written_plainly(predicted, tmp_path):
     day, price = datetime.date(2020, 1, 31), decimal.Decimal("1.50")
     table = {"text": ["fine", "bad"], "day": [day] * 2, "price": [price] * 2}
     pyarrow.parquet.write_table(
@@ -75,7 +75,7 @@ def test_dates_numbers_and_gaps_of_a_parquet_file_are_written_plainly(predicted,
     assert row["gap"] is None and row["day"] == "2020-01-31"
 
 
-def test_the_file_for_glue_is_what_its_server_takes_byte_for_byte(predicted, tmp_path):
+def test_a_glue_file_has_the_bytes_that_the_server_accepts(predicted, tmp_path):
     (tmp_path / "test.tsv").write_text(
         'label\tsentence\n-1\ta dull film\n-1\ta "fine film\n-1\ta fine film\n'
     )
@@ -87,7 +87,7 @@ def test_the_file_for_glue_is_what_its_server_takes_byte_for_byte(predicted, tmp
 
 
 @pytest.mark.skipif(not SST2.exists(), reason="needs GLUE's SST-2 in ../shared/sst2")
-def test_the_file_for_glue_of_the_real_test_sentences_has_a_line_for_each(predicted, tmp_path):
+def test_a_glue_file_of_the_real_test_split_has_a_line_for_each_sentence(predicted, tmp_path):
     assert predicted(SST2 / "test.tsv", "--glue", "--output", "SST-2.tsv").code == 0
     lines = (tmp_path / "SST-2.tsv").read_text().splitlines()
     assert lines[0] == "index\tprediction" and len(lines) == 1822

@@ -1,4 +1,4 @@
-"""The lines of metrics.jsonl for TensorBoard, if it is installed."""
+"""TensorBoard events for the lines of metrics.jsonl."""
 
 import contextlib
 import importlib.util
@@ -10,22 +10,22 @@ from system.console import InputError, Problem
 FOLDER = "tensorboard"
 
 
-def check(is_wanted: bool) -> None:
-    """Refuse `--tensorboard` if it is not installed, before anything is loaded."""
-    if is_wanted and not importlib.util.find_spec("tensorboard"):
-        remedy = "`pip install tensorboard`"
-        raise InputError(Problem("", "it is not installed here", remedy, "--tensorboard"))
+def check(enabled: bool) -> None:
+    """Raise an InputError if TensorBoard is enabled and not installed."""
+    if enabled and not importlib.util.find_spec("tensorboard"):
+        remedy = "use `pip install tensorboard`"
+        raise InputError(Problem("", "TensorBoard is not installed", remedy, "--tensorboard"))
 
 
 @contextlib.contextmanager
 def opened(
-    folder: Path, history: Sequence[dict], is_wanted: bool
+    folder: Path, history: Sequence[dict], enabled: bool
 ) -> Iterator[Callable[[dict], object]]:
-    """A function that adds a line of metrics.jsonl to the events in a run's folder, if wanted.
+    """A function that writes a line of metrics.jsonl as an event, or does nothing if not enabled.
 
-    Events of `history` are added at once, and replace those that an earlier process wrote.
+    The events of `history` replace the events of an earlier process.
     """
-    if not is_wanted:
+    if not enabled:
         yield lambda line: None
         return
     from torch.utils.tensorboard import SummaryWriter
@@ -34,7 +34,8 @@ def opened(
         group = "validation" if "eval_loss" in line else "training"
         for name in line.keys() - {"step", "epoch"}:
             writer.add_scalar(f"{group}/{name.removeprefix('eval_')}", line[name], line["step"])
-        writer.flush()  # So that a person sees all that has been logged.
+        # Otherwise TensorBoard shows the line later.
+        writer.flush()
 
     with SummaryWriter(str(folder / FOLDER), purge_step=0) as writer:
         for line in history:

@@ -15,35 +15,42 @@ from torch import nn
 from system import disk
 from system.console import InputError, Problem, RunError, one_line
 
-FORMAT = 3  # Changes whenever the content of State, or its meaning, changes.
-# Follows the bytes of torch.save, where torch.load does not look.
+# A change of the fields of State, or of their meaning, needs a new number.
+FORMAT = 3
+# Stands after the bytes of torch.save, which torch.load ignores.
 SEAL = "\nfinetune.py checkpoint, format {}, SHA-256 {}\n"
-REMEDY = "put back a copy of it, or remove it to start the run again from step 0"
+REMEDY = "restore it from a copy, or remove it to start the run again from step 0"
 
 
 @dataclasses.dataclass
 class State:
-    """How far a run is: what a checkpoint holds beside the tensors of model and optimizer."""
+    """The progress of a run: a checkpoint holds it beside the tensors of model and optimizer.
 
-    run: dict  # Entries of run.json that name the run, so that a checkpoint of another is refused.
-    epoch: int = 0  # Epochs that are over, with their evaluation.
-    step: int = 0  # Steps that are over, of all epochs.
-    sentences: int = 0  # Sentences in those steps.
+    `run` has the entries of run.json that identify the run. `epoch` counts complete epochs, `step`
+    complete steps of all epochs, `sentences` the sentences in these steps. `window` has loss and
+    gradient norm of each unlogged step. `history` has the lines of metrics.jsonl, `best` the kept
+    epoch and its scores.
+    """
+
+    run: dict
+    epoch: int = 0
+    step: int = 0
+    sentences: int = 0
     seconds: float = 0.0
-    window: list = dataclasses.field(default_factory=list)  # Loss and norm of unlogged steps.
-    history: list = dataclasses.field(default_factory=list)  # The lines of metrics.jsonl.
-    best: dict = dataclasses.field(default_factory=dict)  # The kept epoch and its scores.
+    window: list = dataclasses.field(default_factory=list)
+    history: list = dataclasses.field(default_factory=list)
+    best: dict = dataclasses.field(default_factory=dict)
 
 
 def save(path: Path, state: State, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Write `state` and the tensors of model and optimizer as `path`.
 
-    RunError if it could not be written or the weights are not finite; `path` is then as before.
+    RunError if the write fails or a weight is not finite; `path` then stays unchanged.
     """
-    # A step can ruin weights, and only the loss of the next one would show it.
+    # The last step may have ruined the weights, and only the next loss would show it.
     if not nn.utils.get_total_norm(model.parameters()).isfinite():
         raise RunError(
-            f"step {state.step}: the weights are not finite; try a lower --learning-rate"
+            f"step {state.step}: the weights are not finite; use a lower --learning-rate"
         )
     tensors = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
 
@@ -61,29 +68,29 @@ def save(path: Path, state: State, model: nn.Module, optimizer: torch.optim.Opti
 
 
 def read_state(path: Path, run: dict | None = None) -> State:
-    """The state in the checkpoint `path`, whose seal is checked; its tensors stay on disk.
+    """The state in the checkpoint `path`, after a check of its seal; tensors stay on disk.
 
-    InputError if it is damaged, of another format, or not of `run`.
+    InputError if the file is damaged, has a different format, or belongs to a different `run`.
     """
     try:
         _check_seal(path)
         content = _load(path, mmap=True)
     except pickle.UnpicklingError as error:
-        what = f"has what no checkpoint holds ({one_line(error)[:99]})"
-        raise InputError(Problem(str(path), what)) from error
+        problem_text = f"unexpected content ({one_line(error)[:99]})"
+        raise InputError(Problem(str(path), problem_text, REMEDY)) from error
     except OSError as error:
         raise InputError(Problem(str(path), f"cannot be read ({error.strerror})")) from error
     names = {field.name for field in dataclasses.fields(State)}
     if not isinstance(content, dict) or content.keys() != names | {"model", "optimizer"}:
-        raise InputError(Problem(str(path), "lacks what a checkpoint holds", REMEDY))
+        raise InputError(Problem(str(path), "missing or unexpected entries", REMEDY))
     state = State(**{name: content[name] for name in names})
     if run is not None and state.run != run:
-        raise InputError(Problem(str(path), "of another run than its folder", REMEDY))
+        raise InputError(Problem(str(path), "belongs to a different run", REMEDY))
     return state
 
 
 def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put the tensors of a checkpoint into model and optimizer; RunError if they don't fit."""
+    """Load the tensors of a checkpoint into model and optimizer; RunError if they don't fit."""
     content = _load(path)
     try:
         model.load_state_dict(content["model"])
@@ -95,7 +102,7 @@ def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> N
 
 
 def _load(path: Path, mmap: bool = False) -> dict:
-    # Only tensors, numbers and words: no code that a pickle may name is run.
+    # With weights_only torch.load runs no code that a pickle names.
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 
@@ -106,7 +113,7 @@ def _check_seal(path: Path) -> None:
         pattern = SEAL.format(r"(\d+)", r"([0-9a-f]{64})") + r"\Z"
         seal = re.search(pattern, file.read().decode("latin-1"))
         if not seal:
-            raise InputError(Problem(str(path), "cut short or damaged", REMEDY))
+            raise InputError(Problem(str(path), "truncated or damaged", REMEDY))
         digest, rest = hashlib.sha256(seal[1].encode()), size - len(seal[0])
         file.seek(0)
         while rest and (part := file.read(min(rest, 2**20))):
@@ -115,5 +122,6 @@ def _check_seal(path: Path) -> None:
     if digest.hexdigest() != seal[2]:
         raise InputError(Problem(str(path), "damaged (SHA-256 mismatch)", REMEDY))
     if int(seal[1]) != FORMAT:
-        what = f"written in format {seal[1]}, and this program reads {FORMAT}"
-        raise InputError(Problem(str(path), what, "continue with the program that wrote it"))
+        problem_text = f"expected format {FORMAT}, found {seal[1]}"
+        remedy = "use the version of this program that wrote the file"
+        raise InputError(Problem(str(path), problem_text, remedy))

@@ -1,4 +1,4 @@
-"""Settings → everything that a run needs, checked: settings resolved, text, model, record."""
+"""Load and check everything that a run needs: settings, text, model, tokenizer, record."""
 
 import dataclasses
 import time
@@ -17,21 +17,22 @@ from training.settings import Settings
 
 
 class Loaded(NamedTuple):
-    """The inputs of a run; every process has them."""
+    """The inputs of a run, in every process: resolved settings, and `record` for run.json."""
 
-    settings: Settings  # None and `auto` are resolved.
+    settings: Settings
     text: data.LabelledText
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
-    record: dict  # The content of run.json.
-    started: float  # When loading began, by time.monotonic().
+    record: dict
+    started: float  # time.monotonic(), in seconds
 
 
 def load(requested: Settings) -> Loaded:
-    """Load text and model; InputError with every problem of device, data and model at once."""
+    """Load text and model; one InputError reports every problem with device, data and model."""
     started = time.monotonic()
     problems: list[Problem] = []
-    labels = ["no", "labels"]  # If the data is wrong, the model is checked all the same.
+    # These labels let the model be checked even if the data is wrong.
+    labels = ["no", "labels"]
     with collectives.local_main_first():
         names = {"model": requested.model, "data": requested.data}
         find = encoder_files.find_model
@@ -43,11 +44,15 @@ def load(requested: Settings) -> Loaded:
             columns = settings.text_column, settings.label_column
             text = data.load(settings.data, *columns, settings.seed)
             labels = text.labels
-        if not problems or not hub.is_needed("model", settings.model):  # Not after a long download.
+        # Problems are reported before a long download of the model, not after it.
+        if not problems or not hub.is_needed("model", settings.model):
             with collect_problems(problems):
-                torch.manual_seed(settings.seed)  # The weights of a new head are drawn from it.
+                # The seed decides the weights of a new head.
+                torch.manual_seed(settings.seed)
                 loaded = encoder.load(settings.model, labels, settings.max_length)
         raise_any(problems)
+    if loaded.has_new_head:
+        say("the classification head is new: it starts from random weights")
     resolved = dataclasses.replace(
         settings,
         text_column=text.text_columns,

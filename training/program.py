@@ -1,4 +1,4 @@
-"""How a run starts and ends: from a command line or a call to `main`, and to an exit code.
+"""The start and the end of a run: command line, calls from Python, and exit codes.
 
 Slow imports stand inside functions, so that --help and a wrong flag are answered at once.
 """
@@ -17,12 +17,13 @@ from system.console import InputError, Problem, RunError, Stopped, collect_probl
 if TYPE_CHECKING:
     from training.settings import Settings
 
-Constants = Mapping[str, object]  # The globals of finetune.py.
+# The globals of finetune.py.
+Constants = Mapping[str, object]
 _running = threading.Lock()
 
 
 def start(constants: Constants) -> "Settings":
-    """The settings of the command line; the program ends here if the run is complete already."""
+    """Read the settings from the command line; exit if the run is complete already."""
     console.end_on_signals()
     with _exit_codes():
         from training import run_folder, settings
@@ -36,7 +37,7 @@ def start(constants: Constants) -> "Settings":
 
 
 def finish(main: Callable[["Settings"], object], settings: "Settings") -> None:
-    """Call `main`, and end the program with the exit code of what happened."""
+    """Call `main`; an error or a signal ends the program with its exit code."""
     with _exit_codes():
         main(settings)
         rendezvous.leave()
@@ -51,16 +52,17 @@ def _exit_codes() -> Iterator[None]:
 def call(
     main: Callable[["Settings"], Path], constants: Constants, keywords: Mapping[str, object]
 ) -> Path:
-    """Call `main` from Python with settings as keywords; the folder of the run.
+    """Call `main` from Python with settings as keywords; return the folder of the run.
 
-    InputError if the input is wrong or another run is going on; RunError if the run could not
-    continue; KeyboardInterrupt after a signal.
+    Raises InputError if the input is wrong or another run is active. Raises RunError if the run
+    could not continue, and KeyboardInterrupt after a signal.
     """
     from training import run_folder, settings
 
     if not _running.acquire(blocking=False):
-        what = "another run goes on in this process"
-        raise InputError(Problem("finetune()", what, "they would share random numbers"))
+        # Two runs would share torch's random numbers.
+        problem = Problem("finetune()", "another run is active in this process", "wait for its end")
+        raise InputError(problem)
     try:
         chosen = read_settings(settings.from_keywords, constants, keywords)
         if line := run_folder.result_of(chosen):
@@ -76,7 +78,7 @@ def call(
 
 
 def read_settings(read: Callable, constants: Constants, source: object) -> "Settings":
-    """The settings that `read` (from_flags, from_keywords) finds in `source`; or an InputError."""
+    """The settings that `read` (from_flags, from_keywords) gets from `source`; or an InputError."""
     from training import run_folder
     from training.settings import Settings
 
@@ -89,7 +91,7 @@ def read_settings(read: Callable, constants: Constants, source: object) -> "Sett
 
 
 def ask_hub(settings: "Settings") -> "Settings":
-    """The settings, with the reason if the Hub cannot be reached; its libraries then go offline."""
+    """Ask the Hub once; if it cannot be reached, put the reason in the settings and go offline."""
     from inputs import hub
 
     outage = collectives.from_main(hub.ask, settings.model, settings.data)

@@ -1,4 +1,4 @@
-"""run.json: enough to repeat a run, to see that it was repeated, and to continue it."""
+"""run.json: the record of a run, with which a resumed or repeated run is compared."""
 
 import datetime
 import hashlib
@@ -22,10 +22,11 @@ KINDS |= {"versions": dict, "resumed": list, "result": dict | None}
 def describe(settings: Settings, requested: Settings, replaced: dict, text, model: Path) -> dict:
     """The content of run.json at the start of a run.
 
-    `settings` are resolved, `requested` as the user gave them; `builtin` stands in for `replaced`;
-    `text` is a data.LabelledText; `model` is the folder of the checkpoint that is fine-tuned.
+    `settings` are resolved, `requested` are from the user. `builtin` stands in for `replaced`.
+    `text` is a data.LabelledText. `model` is the folder of the checkpoint to fine-tune.
     """
-    import torch  # Here, because --help and a wrong flag must not wait for it.
+    # --help and a wrong flag must not wait for this import.
+    import torch
 
     on_gpu = settings.device == "cuda"
     return {
@@ -52,18 +53,18 @@ def describe(settings: Settings, requested: Settings, replaced: dict, text, mode
 
 
 def fingerprint(rows) -> str:
-    """SHA-256 over the rows of a datasets.Dataset, however they lie in memory."""
+    """SHA-256 over the rows of a datasets.Dataset, independent of their memory layout."""
     digest = hashlib.sha256()
     columns = rows.select_columns(["text", "text_pair", "label"]).with_format("arrow")
     for table in columns.iter(batch_size=10_000):
-        # Copied by take(), equal rows have equal bytes; as a slice of a larger table they may not.
+        # take() copies the rows: slices of larger tables may store equal rows in different bytes.
         for batch in table.take([*range(len(table))]).combine_chunks().to_batches():
             digest.update(batch.serialize())
     return digest.hexdigest()
 
 
 def must_be_same(record: dict) -> dict[str, object]:
-    """The values that must be equal on all machines of a run, by readable names."""
+    """The values that must be equal on all machines of a run, by their names in messages."""
     settings, fingerprints = record["settings"], record["fingerprints"]
     return {
         "the data": (fingerprints["data"], record["labels"]),
@@ -79,20 +80,21 @@ def summary(record: dict) -> list[str]:
     sizes = ", ".join(f"{size:,} {split}" for split, size in record["sentences"].items())
     classes = f"{len(labels)} classes" + (f" ({', '.join(labels)})" if len(labels) <= 10 else "")
     steps = math.ceil(record["sentences"]["train"] / settings["batch_size"])
-    epochs, number = settings["epochs"], record["processes"]
-    shared = f", shared by {number} processes" if number > 1 else ""
+    epochs, processes = settings["epochs"], record["processes"]
+    shared = f", shared by {processes} processes" if processes > 1 else ""
     return [
         f"{settings['model']} on {settings['data']} (columns {columns}): {sizes}; {classes}",
-        f"{epochs} epoch{'s' * (epochs != 1)} of {steps:,} steps, learning rate "
+        f"{epochs} epoch{'s' * (epochs != 1)} of {steps:,} step{'s' * (steps != 1)}, learning rate "
         f"{settings['learning_rate']:g}, {settings['device']}, {settings['precision']}{shared}",
     ]
 
 
 def read(folder: Path) -> dict | None:
-    """The run.json in `folder`; None if there is none; InputError if it can't be read."""
+    """The record in `folder`, or None if it has no run.json; InputError if run.json is damaged."""
     try:
         record = json.loads((folder / NAME).read_text("utf-8"))
-        if "automatic" in record:  # An earlier version noted only which settings were automatic.
+        # An earlier version recorded only the names of automatic settings.
+        if "automatic" in record:
             record["asked"] = record["settings"] | dict.fromkeys(record["automatic"])
         for name, kind in KINDS.items():
             if not isinstance(record[name], kind):
@@ -102,16 +104,15 @@ def read(folder: Path) -> dict | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or "not as this program writes it"
-        what, remedy = f"{NAME} cannot be read ({reason})", "put back a copy of it, or"
-        raise InputError(
-            Problem(str(folder), what, f"{remedy} name a new folder", "--output-dir")
-        ) from error
+        reason = getattr(error, "strerror", None) or "unexpected content"
+        problem_text = f"{NAME} cannot be read ({reason})"
+        remedy = "restore the file from a copy, or choose a new folder"
+        raise InputError(Problem(str(folder), problem_text, remedy, "--output-dir")) from error
     return record
 
 
 def read_history(folder: Path) -> list[dict]:
-    """The lines of metrics.jsonl, without one that is still being written; or an InputError."""
+    """The lines of metrics.jsonl except for an incomplete last line; InputError if damaged."""
     path = folder / METRICS
     try:
         *lines, _ = path.read_text("utf-8").split("\n") if path.exists() else [""]
@@ -121,7 +122,7 @@ def read_history(folder: Path) -> list[dict]:
 
 
 def adopt(values: Values, explicit: Iterable[str], record: dict) -> Values:
-    """The settings `values` with the stand-ins and the precision that the run was started with."""
+    """The settings `values`, with the stand-ins and the precision of the run to resume."""
     parts = hub.DEFAULTS.keys() & record["replaced"].keys() - set(explicit)
     adopted = {part: "builtin" for part in parts if values.get(part) == hub.DEFAULTS[part]}
     if record["asked"].get("precision") in AUTOMATIC and values.get("precision") == "auto":
@@ -132,59 +133,61 @@ def adopt(values: Values, explicit: Iterable[str], record: dict) -> Values:
 def changed_settings(
     values: Values, record: dict, folder: Path, early: bool = False
 ) -> list[Problem]:
-    """A problem for each setting that affects the result and is not as the run was started.
+    """A problem for each changed setting that affects the result.
 
-    If `early`, nothing has been loaded, and automatic values are not known yet.
+    If `early`, nothing is loaded yet, so automatic values are unknown.
     """
     old, problems = dict.fromkeys(values) | record["settings"], []
     changed = {name: value for name, value in values.items() if value != old[name]}
-    same = same_inputs(changed, record)  # Another spelling of the same files is no change.
+    # A different spelling of the same files is no change.
+    same = same_inputs(changed, record)
     for name, value in changed.items():
-        is_later = early and value in AUTOMATIC and record["asked"].get(name) in AUTOMATIC
-        if rules.affects(name) == rules.RESULT and not is_later and not same.get(name):
-            shown, was = (" ".join(v) if isinstance(v, list) else v for v in (value, old[name]))
-            what = f"the run in {folder} was started with {was}"
-            remedy = "go on with that, or start another with a new --output-dir"
-            problems.append(Problem(str(shown), what, remedy, rules.flag(name)))
+        is_unknown = early and value in AUTOMATIC and record["asked"].get(name) in AUTOMATIC
+        if rules.affects(name) == rules.RESULT and not is_unknown and not same.get(name):
+            new, initial = (" ".join(v) if isinstance(v, list) else v for v in (value, old[name]))
+            problem_text = f"the run in {folder} was started with {initial}"
+            remedy = "use that value, or choose a new --output-dir"
+            problems.append(Problem(str(new), problem_text, remedy, rules.flag(name)))
     return problems
 
 
 def same_inputs(values: Values, record: dict) -> dict[str, bool]:
-    """For data and model, if they are files here: whether they are those of the record."""
-    prints, here = record["fingerprints"], {}
+    """For each of data and model that is a local file: whether it is the same as in `record`."""
+    fingerprints, same = record["fingerprints"], {}
     if "data" in values and (digests := tables.digests(values["data"])):
-        here["data"] = digests == prints.get("files")
+        same["data"] = digests == fingerprints.get("files")
     if values.get("model", "builtin") != "builtin" and Path(values["model"]).is_dir():
-        here["model"] = encoder_files.fingerprint(Path(values["model"])) == prints.get("model")
-    return here
+        digest = encoder_files.fingerprint(Path(values["model"]))
+        same["model"] = digest == fingerprints.get("model")
+    return same
 
 
 def changed_inputs(values: Values, same: dict[str, bool], folder: Path) -> list[Problem]:
-    """A problem for data or model if it is not the `same` as when the run was started."""
-    what = f"it has changed since the run in {folder} was started"
-    remedy = "give it as it was, or start another with a new --output-dir"
+    """A problem for each of data and model that is not the `same` as at the start of the run."""
+    problem_text = f"content changed since the run in {folder} was started"
+    remedy = "restore the content, or choose a new --output-dir"
     changed = [part for part in same if not same[part]]
-    return [Problem(str(values[part]), what, remedy, rules.flag(part)) for part in changed]
+    return [Problem(str(values[part]), problem_text, remedy, rules.flag(part)) for part in changed]
 
 
-def resumed(was: dict, now: dict, step: int) -> dict:
-    """The record `was` of a run that is resumed `now`, with a note of how, also printed."""
+def resumed(initial: dict, current: dict, step: int) -> dict:
+    """The `initial` record with an entry for the `current` attempt; prints changed conditions."""
     say(f"resumed from step {step}")
-    if was["replaced"]:
-        say(hub.stand_in_line(was["replaced"]))
-    old, new = _conditions(was), _conditions(now)
-    if differing := [f"{k} {old[k]}, now {new[k]}" for k in new if new[k] != old[k]]:
-        shown = ", ".join(differing)
-        say(f"NOTE: not as when the run was started: {shown}; numbers may differ")
-    changed = {k: v for k, v in now["settings"].items() if v != was["settings"].get(k)}
+    if initial["replaced"]:
+        say(hub.stand_in_line(initial["replaced"]))
+    old, new = _conditions(initial), _conditions(current)
+    if changes := [f"{k} {old[k]}, now {new[k]}" for k in new if new[k] != old[k]]:
+        listed = ", ".join(changes)
+        say(f"NOTE: different from the start of the run: {listed}; the numbers may differ")
+    changed = {k: v for k, v in current["settings"].items() if v != initial["settings"].get(k)}
     changed.pop("resume", None)
-    note = {"step": step, "started": now["started"]}
-    note |= {"conditions": new, "changed_settings": changed}
-    return was | {"resumed": [*was["resumed"], note]}
+    entry = {"step": step, "started": current["started"]}
+    entry |= {"conditions": new, "changed_settings": changed}
+    return initial | {"resumed": [*initial["resumed"], entry]}
 
 
 def _conditions(record: dict) -> dict:
-    """The conditions on which the last digits of numbers depend."""
+    """The conditions that determine the rounding of a run's numbers."""
     names = ("device", "processes", "threads", "cpu_capability", "code")
     versions = {name: record["versions"].get(name) for name in ("python", *rendezvous.PACKAGES)}
     return {name: record.get(name) for name in names} | versions

@@ -1,4 +1,4 @@
-"""A run: how far it is, what it logs, saves and keeps, and how it stops and is taken up again."""
+"""One run: its progress, log, checkpoints and kept model, and how it stops and resumes."""
 
 import contextlib
 import itertools
@@ -34,25 +34,25 @@ class Run:
         sentences = record["sentences"]["train"]
         self.steps_per_epoch = math.ceil(sentences / self.settings.batch_size)
         self.steps = self.settings.epochs * self.steps_per_epoch
-        self.best_answers: Answers | None = None  # If this process evaluated the kept epoch.
+        self.best_answers: Answers | None = None
         self._signals = console.DeferredSignals()
-        # Loss and norm of steps, still on the device, and their learning rates.
+        # Loss and gradient norm of a step, on the device, and its learning rate.
         self._unread: list[tuple[torch.Tensor, float]] = []
         self._started = loaded.started - state.seconds
         self._saved, self._saved_at = (state.epoch, state.step), time.monotonic()
 
-    # The order in which a run is taken up matters:
-    # 1. Its folder is locked before anything in it is read, so that no other process changes it.
-    # 2. Its settings, data and model are compared with run.json before anything is written.
-    # 3. Its checkpoint is checked whole; metrics.jsonl is cut back to it.
-    # 4. Its weights and averages replace the new ones in the main process, then in the others.
+    # The order in which a run is resumed matters:
+    # 1. The folder is locked before anything is read, so that no other process changes the files.
+    # 2. Settings, data and model are compared with run.json before anything is written.
+    # 3. The whole checkpoint is checked; metrics.jsonl is cut back to its step.
+    # 4. The main process loads weights and AdamW's averages, then sends them to the others.
     # 5. From here signals wait for the end of a step, because there is a state to save.
     # 6. The kept model is written again if a kill came between a checkpoint and the model.
 
     @classmethod
     @contextlib.contextmanager
     def open(cls, loaded: Loaded) -> Iterator["Run"]:
-        """A new run, or the one to resume: steps 1 to 3."""
+        """A new run, or the run to resume: steps 1 to 3."""
         with run_folder.claim(loaded.settings, loaded.record) as claimed:
             say(f"writing to {claimed.folder}")
             yield cls(loaded, *claimed)
@@ -64,55 +64,58 @@ class Run:
         tokenizer: PreTrainedTokenizerFast,
         optimizer: torch.optim.Optimizer,
     ) -> Iterator[None]:
-        """Take up the run, steps 4 to 6; inside, signals stop it with a checkpoint."""
+        """Restore the run: steps 4 to 6. Inside, a signal stops the run with a checkpoint."""
         self._model, self._tokenizer, self._optimizer = model, tokenizer, optimizer
         if ranks.is_main() and self.checkpoint_file.exists():
             checkpoint.restore(self.checkpoint_file, model, optimizer)
-        collectives.broadcast_averages(optimizer)  # The weights follow with `data_parallel`.
-        wants_board = self.settings.tensorboard and ranks.is_main()
+        # `data_parallel` sends the weights.
+        collectives.broadcast_averages(optimizer)
+        has_board = self.settings.tensorboard and ranks.is_main()
         total = self.settings.epochs * self.record["sentences"]["train"]
         with (
             self._signals,
             console.progress(total, "sentences", "training", self.state.sentences) as self._bar,
-            board.opened(self.folder, self.state.history, wants_board) as self._show,
+            board.opened(self.folder, self.state.history, has_board) as self._show,
         ):
             try:
                 self._write_kept_model()
                 yield
-                self.stop_if_asked()  # Even if no batch was left, before which `watch` asks.
+                # `watch` checks for signals only before a batch, and there may be none left.
+                self.stop_on_signal()
             except Stopped:
                 self.save()
-                collectives.all_gather(None)  # torchrun ends all with the first that has ended.
-                command = f"--output-dir {shlex.quote(str(self.folder))} --resume"
-                say(f"to go on from step {self.step}, give the same command with {command}")
+                # A barrier, because torchrun ends all processes when the first has ended.
+                collectives.all_gather(None)
+                flags = f"--output-dir {shlex.quote(str(self.folder))} --resume"
+                say(f"to continue from step {self.step}, repeat the command with {flags}")
                 raise
         self.state.seconds = time.monotonic() - self._started
 
     @property
     def epoch(self) -> int:
-        """Epochs that are over."""
+        """The number of complete epochs."""
         return self.state.epoch
 
     @property
     def step(self) -> int:
-        """Steps that are over."""
+        """The number of complete steps."""
         return self.state.step
 
     @property
     def steps_into_epoch(self) -> int:
-        """Steps of the current epoch that are over."""
+        """The number of complete steps in the current epoch."""
         return self.state.step - self.state.epoch * self.steps_per_epoch
 
     def watch(self, loader: DataLoader[Batch], title: str = "") -> Iterator[Batch]:
-        """The batches of `loader`; before each, a signal stops the run. `title` shows progress."""
-        self._line_start = self.state.sentences, time.monotonic()  # For the next logged line.
+        """Batches of `loader`, with a bar if `title`; a signal stops the run between batches."""
+        self._line_start = self.state.sentences, time.monotonic()
         with console.progress(len(loader), "batches", title, show=bool(title)) as bar:
             for batch in loader:
-                self.stop_if_asked()
+                self.stop_on_signal()
                 yield batch
                 bar.update()
 
-    def stop_if_asked(self) -> None:
+    def stop_on_signal(self) -> None:
         """Raise Stopped in all processes if one of them got a signal."""
         if number := collectives.highest(self._signals.number):
             raise Stopped(number)
@@ -149,15 +152,15 @@ class Run:
         self._line_start = self.state.sentences, time.monotonic()
 
     def _read_losses(self) -> None:
-        # Only here, and seldom, because each reading makes Python wait for the device.
+        # Each reading makes Python wait for the device, so only this method reads.
         tensors, rates = zip(*self._unread, strict=True) if self._unread else ((), ())
         values = torch.stack(tensors).tolist() if tensors else []
         first = self.step - len(values) + 1
         for step, (loss, norm), rate in zip(itertools.count(first), values, rates, strict=False):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise RunError(
-                    f"step {step}: the loss or its gradient is not finite, at learning rate "
-                    f"{rate:.3g}; try a lower --learning-rate"
+                    f"step {step}: the loss or its gradient is not finite (learning rate "
+                    f"{rate:.3g}); use a lower --learning-rate"
                 )
         self.state.window += values
         self._unread = []
@@ -177,7 +180,7 @@ class Run:
         if not math.isfinite(loss):
             raise RunError(
                 f"epoch {self.epoch}: the validation loss is not finite; "
-                "try a lower --learning-rate"
+                "use a lower --learning-rate"
             )
         line = {"epoch": self.epoch, "step": self.step, "eval_loss": loss}
         self._log(line | {f"eval_{name}": value for name, value in metrics.items()})
@@ -187,13 +190,12 @@ class Run:
             self.state.best = {"epoch": self.epoch, **metrics, "loss": loss}
             self.best_answers = answers
         self.state.epoch += 1
-        # First the checkpoint, which names the kept epoch, then its model: after a kill in between
-        # `training` writes the model again. The other way round, the old one would be lost.
+        # The checkpoint goes first: after a kill in between, `training` writes the model from it.
         self.save()
         self._write_kept_model()
 
     def save(self) -> None:
-        """Write a checkpoint, unless the last one has this state."""
+        """Write a checkpoint, unless the last checkpoint has this state."""
         if ranks.is_main() and self._saved != (self.epoch, self.step):
             self._read_losses()
             self.state.seconds = time.monotonic() - self._started
@@ -203,16 +205,17 @@ class Run:
     def _write_kept_model(self) -> None:
         if not ranks.is_main() or not self.state.best:
             return
-        has_its_weights = self.steps_into_epoch == 0
-        if has_its_weights and self.state.best["epoch"] == self.epoch - 1:
+        at_epoch_end = self.steps_into_epoch == 0
+        if at_epoch_end and self.state.best["epoch"] == self.epoch - 1:
             encoder.save(self._model, self._tokenizer, self.model_folder)
         elif not self.model_folder.is_dir():
             raise RunError(
-                f"{self.model_folder}: the kept model is gone; put it back, or start another run"
+                f"{self.model_folder}: the kept model is missing; restore the folder from a copy, "
+                "or choose a new --output-dir"
             )
 
     def restore_best(self, model: PreTrainedModel) -> None:
-        """Put the weights of the kept epoch, as they were written, into `model`."""
+        """Load the saved weights of the kept epoch into `model`."""
 
         def read() -> None:
             path, labels = str(self.model_folder.absolute()), self.record["labels"]
@@ -223,7 +226,7 @@ class Run:
         collectives.broadcast_weights(model)
 
     def add_result(self, answers: Answers, test: dict[str, float] | None) -> None:
-        """Put the kept epoch's scores, and those on the `test` split, into the record."""
+        """Add the kept epoch's scores, and its scores on the `test` split, to the record."""
         result = dict(self.state.best)
         if test:
             say(f"test: {{'accuracy': {test['accuracy']}}}")

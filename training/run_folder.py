@@ -1,4 +1,4 @@
-"""The folder of a run: created, locked, resumed or refused, by one process at a time."""
+"""The folder of a run: created, locked, resumed or refused. Only one process may write in it."""
 
 import contextlib
 import errno
@@ -20,34 +20,36 @@ if TYPE_CHECKING:
     from training.checkpoint import State
 
 CHECKPOINT, MODEL, LOCK = "checkpoint.pt", "model", "run.lock"
+OTHER_FOLDER = "choose a different folder"
 
 
 class Claimed(NamedTuple):
-    """A run whose folder is locked by this program."""
+    """A run whose folder this process has locked; the state is new or from the checkpoint."""
 
     folder: Path
-    record: dict  # The content of run.json.
-    state: "State"  # New, or that of the checkpoint.
+    record: dict
+    state: "State"
 
 
 def take_up(values: Values, explicit: set[str]) -> tuple[Values, set[str]]:
-    """The settings with the stand-ins and the precision of the run to resume, if there is one.
+    """The settings, with the stand-ins and the precision of the run to resume, if there is one.
 
-    `explicit` are the names that a flag or keyword named. InputError if the folder can't be used,
-    or holds another run.
+    `explicit` has the names of the settings that flags or keywords set. InputError if the folder
+    cannot be used or holds a different run.
     """
     name, resume = values.get("output_dir"), values.get("resume", False)
     if resume and not name:
-        what = "name the folder of the run with --output-dir"
-        raise InputError(Problem("", what, flag="--resume"))
+        remedy = "use --output-dir to name the folder of the run"
+        raise InputError(Problem("", "--output-dir is missing", remedy, "--resume"))
     folder = Path(name or "runs").absolute()
     try:
         str(folder).encode()
         record = _find_run(folder, bool(name), resume)
-    except UnicodeEncodeError:  # Tokenizers could not write there.
-        raise _error(folder, "not a name in UTF-8", "name another") from None
-    except OSError as error:  # A name too long, a folder that may not be read.
-        raise _error(folder, error.strerror, "name another") from None
+    except UnicodeEncodeError:
+        # The tokenizers library cannot write to such a path.
+        raise _error(folder, "the name is not valid UTF-8", OTHER_FOLDER) from None
+    except OSError as error:
+        raise _error(folder, error.strerror, OTHER_FOLDER) from None
     if not record:
         return values, explicit
     values = records.adopt(values, explicit, record)
@@ -56,37 +58,40 @@ def take_up(values: Values, explicit: set[str]) -> tuple[Values, set[str]]:
         same = records.same_inputs(values, record)
         raise_any(records.changed_inputs(values, same, folder))
     elif (folder / LOCK).exists():
-        with _lock(folder):  # Now, and not after minutes of loading.
+        # A second process is refused now, not after minutes of loading.
+        with _lock(folder):
             pass
-    return values, explicit | hub.DEFAULTS.keys()  # No other stand-in may begin now.
+    # A name counts as explicit, because no new stand-in may replace it.
+    return values, explicit | hub.DEFAULTS.keys()
 
 
-def _error(folder: Path, what: str, remedy: str = "") -> InputError:
-    return InputError(Problem(str(folder), what, remedy, "--output-dir"))
+def _error(folder: Path, problem_text: str, remedy: str = "") -> InputError:
+    return InputError(Problem(str(folder), problem_text, remedy, "--output-dir"))
 
 
 def _find_run(folder: Path, is_named: bool, resume: bool) -> dict | None:
-    """The record of the run to resume; None if a new one can be written in `folder`."""
+    """The record of the run to resume; None if a new run can start in `folder`."""
     if "\0" in str(folder):
-        raise _error(folder, "no name may hold a null byte", "name another")
+        raise _error(folder, "the name contains a null byte", OTHER_FOLDER)
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        folder.lstat()  # Raises an OSError if the name is too long.
+        # Raises an OSError if the name is too long.
+        folder.lstat()
     existing = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
     if not existing.is_dir():
-        raise _error(folder, f"{existing} is not a folder")
-    is_there = is_named and existing == folder
-    record = records.read(folder) if is_there else None
+        raise _error(folder, f"{existing} is not a folder", OTHER_FOLDER)
+    exists = is_named and existing == folder
+    record = records.read(folder) if exists else None
     if record and not resume:
-        remedy = "go on with it by --resume, or name a new folder"
-        raise _error(folder, "it holds a run already", remedy)
-    if is_there and not record:
-        # A run that was killed before it had its run.json leaves the lock and a part of that.
+        remedy = "use --resume to continue the run, or choose a new folder"
+        raise _error(folder, "the folder holds a run already", remedy)
+    if exists and not record:
+        # A run that is killed before it has run.json leaves its lock and a partial run.json.
         own = {folder / LOCK, *disk.leftovers(folder / records.NAME)} if resume else set()
         if any(path not in own for path in folder.iterdir()):
-            what = f"it holds files already, and no {records.NAME}"
-            raise _error(folder, what, "name a new or an empty folder")
+            problem_text = f"the folder holds files, but no {records.NAME}"
+            raise _error(folder, problem_text, "choose a new or an empty folder")
     if not (record and record["result"]) and not os.access(existing, os.W_OK | os.X_OK):
-        raise _error(folder, f"no permission to write in {existing}")
+        raise _error(folder, f"no permission to write in {existing}", OTHER_FOLDER)
     return record
 
 
@@ -97,8 +102,10 @@ def result_of(settings: Settings) -> str | None:
     if not record or not record["result"]:
         return None
     if not (folder / MODEL).is_dir():
-        raise _error(folder, f"the run is complete, and its {MODEL}/ is gone")
-    if (folder / CHECKPOINT).exists() or (folder / LOCK).exists():  # Left by a kill at its end.
+        remedy = f"restore {MODEL}/ from a copy, or choose a new folder"
+        raise _error(folder, f"the run is complete, but {MODEL}/ is missing", remedy)
+    # A kill at the end of the run leaves these files.
+    if (folder / CHECKPOINT).exists() or (folder / LOCK).exists():
         with _lock(folder):
             _remove_checkpoint(folder)
     return result_line(folder, record["result"])
@@ -113,40 +120,44 @@ def result_line(folder: Path | str, result: dict) -> str:
 
 @contextlib.contextmanager
 def claim(settings: Settings, record: dict) -> Iterator[Claimed]:
-    """Create the folder of a run, or take up the one that is there; only the main process does.
+    """Lock the folder of a new run, or of the run to resume; only the main process does.
 
-    InputError if another process has it, or if the run that is there can't be resumed.
+    InputError if another process has the lock, or if the run cannot be resumed.
     """
     with contextlib.ExitStack() as locks:
         yield collectives.from_main(_create_or_resume, locks, settings, record)
 
 
-def _create_or_resume(locks: contextlib.ExitStack, settings: Settings, now: dict) -> Claimed:
-    from training import checkpoint  # Imports torch, and --help must not wait for it.
+def _create_or_resume(locks: contextlib.ExitStack, settings: Settings, current: dict) -> Claimed:
+    # --help must not wait for torch, which this module imports.
+    from training import checkpoint
 
     folder = _make(settings.output_dir)
     locks.enter_context(_lock(folder))
-    was, path, values = records.read(folder), folder / CHECKPOINT, settings.as_dict()
-    if was and (was["result"] or not settings.resume):
-        raise _error(folder, f"the run there is {'complete' if was['result'] else 'begun'} by now")
-    if was:
-        old, new = was["fingerprints"], now["fingerprints"]
+    initial, path, values = records.read(folder), folder / CHECKPOINT, settings.as_dict()
+    if initial and (initial["result"] or not settings.resume):
+        event = "completed" if initial["result"] else "started"
+        raise _error(folder, f"another process has {event} this run", "repeat the command")
+    if initial:
+        old, new = initial["fingerprints"], current["fingerprints"]
         same = {part: old.get(part) == new[part] for part in ("data", "model")}
-        problems = records.changed_settings(values, was, folder)
+        problems = records.changed_settings(values, initial, folder)
         raise_any(problems or records.changed_inputs(values, same, folder))
-    run = {part: (was or now)[part] for part in ("started", "settings", "fingerprints")}
+    run = {part: (initial or current)[part] for part in ("started", "settings", "fingerprints")}
     state = checkpoint.read_state(path, run) if path.exists() else checkpoint.State(run)
-    for name in ("*", MODEL, f"{MODEL}/*"):  # A kill can come in the middle of the report, too.
+    # A kill during the report leaves partial files here and in the model's folder.
+    for name in ("*", MODEL, f"{MODEL}/*"):
         disk.clear_leftovers(folder / name)
-    record = records.resumed(was, now, state.step) if was else now
-    if was:  # Lines logged after the checkpoint will be logged again.
+    record = records.resumed(initial, current, state.step) if initial else current
+    if initial:
+        # The resumed run logs the lines after the checkpoint again.
         disk.write_lines(folder / records.METRICS, state.history)
     disk.write_json(folder / records.NAME, record)
     return Claimed(folder, record, state)
 
 
 def finish(folder: Path, record: dict, history: list[dict]) -> None:
-    """Write the record with its result, when all else is on disk; then remove the checkpoint."""
+    """Write the history, then the record with its result, and then remove the checkpoint."""
     disk.write_lines(folder / records.METRICS, history)
     disk.write_json(folder / records.NAME, record)
     _remove_checkpoint(folder)
@@ -167,29 +178,31 @@ def _make(name: str | None) -> Path:
                 if is_new:
                     disk.flush_folder(folder.parent)
                 return folder
-            except FileExistsError:  # Two runs started together: one takes the next second.
+            except FileExistsError:
                 if name:
-                    raise _error(folder, "not a folder", "name another") from None
+                    raise _error(folder, "not a folder", OTHER_FOLDER) from None
+                # Another run started in the same second, so this run takes the next second.
                 time.sleep(0.1)
 
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    # The system releases it when the process ends, however it ends.
+    # The system releases this lock if the process is killed.
     lock = filelock.FileLock(folder / LOCK, timeout=0.5, fallback_to_soft=False)
     with disk.write_errors(folder / LOCK):
         try:
             lock.acquire()
         except filelock.Timeout:
-            remedy = f"wait for its end, or, if none is left on any machine, remove {folder / LOCK}"
+            remedy = f"wait until it ends; if it has ended on all machines, remove {folder / LOCK}"
             raise _error(folder, "another process is writing this run", remedy) from None
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
-            say(f"NOTE: this disk has no locks ({error.strerror}); start nothing else in {folder}")
+            say(f"NOTE: this disk has no locks ({error.strerror}); use one process in {folder}")
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # The error that ends the run is reported instead.
+        # An error here must not hide the error that ends the run.
+        with contextlib.suppress(OSError):
             (folder / LOCK).unlink()
         lock.release()

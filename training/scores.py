@@ -1,6 +1,6 @@
-"""How good a model's answers are: accuracy by `evaluate`, macro-F1, intervals, calibration.
+"""Scores of a model's answers: accuracy by `evaluate`, macro-F1, intervals, calibration.
 
-Libraries that take a second to import are imported where they are used.
+Slow libraries are imported inside functions, only when a function needs them.
 """
 
 from collections.abc import Sequence
@@ -15,16 +15,20 @@ if TYPE_CHECKING:
     import torch
 
 BINS = 15
-MOST_CLASSES = 20  # A confusion matrix of more can't be read as text.
+# A larger confusion matrix is unreadable as text.
+MAX_CLASSES = 20
 
 
 class Answers(NamedTuple):
-    """A model's answers to the rows of a split, in their order; each array of shape (rows,)."""
+    """A model's answers to the rows of a split, in the order of the rows.
 
-    labels: np.ndarray  # int64, the right ids.
-    predictions: np.ndarray  # int64, the most probable ids.
-    probabilities: np.ndarray  # float32, those of the predictions.
-    losses: np.ndarray  # float32, in nats; nan if they were not computed.
+    `probabilities` belong to the predictions. `losses` are nan if they were not computed.
+    """
+
+    labels: np.ndarray  # int64, (rows,)
+    predictions: np.ndarray  # int64, (rows,)
+    probabilities: np.ndarray  # float32, (rows,)
+    losses: np.ndarray  # float32, (rows,), nats
 
 
 def gather_answers(
@@ -32,26 +36,27 @@ def gather_answers(
 ) -> Answers:
     """The answers of all processes in the order of their rows.
 
-    `rows` are the row numbers of this process's batches; `parts` has labels, predictions,
-    probabilities and losses of each micro-batch. At least one process has a row.
+    `rows` holds the row numbers of each batch of this process. `parts` holds labels, predictions,
+    probabilities and losses of each micro-batch. At least one process must have a row.
     """
     import torch
 
     own = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
     gathered = collectives.all_gather((np.concatenate(rows), *own))
-    shares = [arrays for arrays in gathered if len(arrays[0])]  # Some processes may have no rows.
+    # A process may have no rows.
+    shares = [arrays for arrays in gathered if len(arrays[0])]
     numbers, *columns = (np.concatenate(column) for column in zip(*shares, strict=True))
     order = np.argsort(numbers)
     return Answers(*(column[order] for column in columns))
 
 
 def load_accuracy() -> "evaluate.Metric":
-    """As `evaluate.load("accuracy")`, which would download code and run it."""
+    """The metric of `evaluate.load("accuracy")`, which would download code and run it."""
     import datasets
     import evaluate
 
     class Accuracy(evaluate.Metric):
-        """The share of predictions that equal their references."""
+        """The fraction of predictions that equal their references."""
 
         def _info(self) -> evaluate.MetricInfo:
             number = datasets.Value("int64")
@@ -66,7 +71,7 @@ def load_accuracy() -> "evaluate.Metric":
 
 
 def macro_f1(labels: Sequence[int], predictions: Sequence[int]) -> float:
-    """The mean of F1 over the classes in `labels`, rare or not; one never predicted has 0."""
+    """The mean of F1 over the classes in `labels`; a class that is never predicted has 0."""
     from sklearn.metrics import f1_score
 
     classes = sorted(set(labels))
@@ -75,7 +80,7 @@ def macro_f1(labels: Sequence[int], predictions: Sequence[int]) -> float:
 
 
 def interval(accuracy: float, sentences: int) -> tuple[float, float]:
-    """The ends of the 95 % interval of an accuracy on that many sentences (Wilson 1927)."""
+    """The 95 % confidence interval of an accuracy on this many sentences (Wilson 1927)."""
     from scipy.stats import binomtest
 
     test = binomtest(round(accuracy * sentences), sentences)
@@ -84,35 +89,35 @@ def interval(accuracy: float, sentences: int) -> tuple[float, float]:
 
 
 def calibration(answers: Answers) -> tuple[float, list[dict]]:
-    """The expected calibration error, and the bins of equal width over which it is a mean.
+    """The expected calibration error, and its bins of equal width.
 
-    The mean over all sentences of the difference between accuracy and probability in a sentence's
-    bin (Guo et al. 2017, On Calibration of Modern Neural Networks).
+    The error is the mean of |accuracy - probability| over the bins, weighted by their sentences.
+    Source: Guo et al. 2017, On Calibration of Modern Neural Networks.
     """
     right = answers.labels == answers.predictions
     numbers = np.clip(np.ceil(answers.probabilities * BINS).astype(int) - 1, 0, BINS - 1)
     error, bins = 0.0, []
     for number in np.unique(numbers):
-        inside = numbers == number
-        accuracy = float(right[inside].mean())
-        probability = float(answers.probabilities[inside].mean())
-        error += abs(accuracy - probability) * inside.mean()
+        in_bin = numbers == number
+        accuracy = float(right[in_bin].mean())
+        probability = float(answers.probabilities[in_bin].mean())
+        error += abs(accuracy - probability) * in_bin.mean()
         bins.append(
-            {"low": number / BINS, "high": (number + 1) / BINS, "sentences": int(inside.sum())}
+            {"low": number / BINS, "high": (number + 1) / BINS, "sentences": int(in_bin.sum())}
             | {"accuracy": accuracy, "probability": probability}
         )
     return float(error), bins
 
 
 def confusion(labels: Sequence[int], predictions: Sequence[int], classes: int) -> np.ndarray:
-    """How often each label (a row) got each prediction (a column)."""
+    """The confusion matrix: a row for each label, a column for each prediction."""
     from sklearn.metrics import confusion_matrix
 
     return confusion_matrix(labels, predictions, labels=list(range(classes)))
 
 
 def summary(accuracy: float, answers: Answers) -> dict[str, object]:
-    """The entries of a result in run.json beside its scores."""
+    """The confidence interval and the calibration error, as run.json holds them."""
     ends = interval(accuracy, len(answers.labels))
     return {
         "accuracy_interval": [round(end, 4) for end in ends],
@@ -121,28 +126,30 @@ def summary(accuracy: float, answers: Answers) -> dict[str, object]:
 
 
 def accuracy_line(result: dict, sentences: int) -> str:
-    """The accuracy of a result with its interval, in one line."""
+    """The accuracy of a result with its confidence interval, in one line."""
     accuracy, (low, high) = result["accuracy"], result["accuracy_interval"]
     half = (high - low) / 2
-    # Near 0 and 1 the interval lies on one side.
-    about = f" ± {100 * half:.1f} points" if half < accuracy < 1 - half else ""
-    ends = f"{low:.4f} to {high:.4f}, the 95 % interval of {sentences:,} sentences"
-    return f"accuracy {accuracy:.4f}{about} ({ends})"
+    # Near 0 and 1 the interval is not symmetric.
+    margin = f" ± {100 * half:.1f} points" if half < accuracy < 1 - half else ""
+    number = f"{sentences:,} sentence{'s' * (sentences != 1)}"
+    ends = f"{low:.4f} to {high:.4f}, the 95 % interval of {number}"
+    return f"accuracy {accuracy:.4f}{margin} ({ends})"
 
 
 def report_lines(labels: Sequence[int], predictions: Sequence[int], names: Sequence[str]) -> str:
     """Accuracy, scikit-learn's scores of each class, and the confusion matrix, as text."""
     from sklearn.metrics import classification_report
 
-    ids = sorted(set(labels))  # Other classes have nothing to find.
+    # In the averages a class without sentences would count as 0.
+    ids = sorted(set(labels))
     right, total = sum(map(int.__eq__, labels, predictions)), len(labels)
     options = {"labels": ids, "target_names": [names[number] for number in ids]}
     report = classification_report(labels, predictions, digits=4, zero_division=0, **options)
-    lines = [f"accuracy {right / total:.4f}: {right:,} of {total:,} are right", report]
-    if len(names) <= MOST_CLASSES:
+    lines = [f"accuracy {right / total:.4f}: {right:,} of {total:,} correct", report]
+    if len(names) <= MAX_CLASSES:
         matrix = confusion(labels, predictions, len(names))
         width = max(len(str(matrix.max())), *map(len, names))
-        lines.append("rows: what is right, columns: what was predicted")
+        lines.append("confusion matrix (rows: labels, columns: predictions)")
         lines.append(" ".join(f"{name:>{width}}" for name in ["", *names]))
         for name, row in zip(names, matrix.tolist(), strict=True):
             lines.append(" ".join(f"{cell:>{width}}" for cell in [name, *row]))

@@ -1,4 +1,4 @@
-"""One table of settings: the constants of finetune.py, flags and keywords → checked `Settings`."""
+"""The table of settings, which turns constants, flags and keywords into checked `Settings`."""
 
 import argparse
 import dataclasses
@@ -13,11 +13,12 @@ from inputs import encoder_files, files, hub
 from system.console import InputError, Parser, Problem
 from training import board
 
-MOST = 2**31 - 1  # The highest whole number that every library takes.
-# A setting affects the model that a run ends with, only its rounding (and, with dropout,
-# which random numbers a device draws), or nothing in it.
+# The largest whole number that every library accepts.
+MAX_INTEGER = 2**31 - 1
+# The effect of a setting on the trained model. ROUNDING includes the random numbers of dropout.
 RESULT, ROUNDING, NOTHING = "the result", "rounding", "nothing"
-AUTOMATIC = (None, "auto")  # The values for which the run itself chooses one.
+# The run itself chooses a value in place of these.
+AUTOMATIC = (None, "auto")
 
 
 def _row(
@@ -26,18 +27,18 @@ def _row(
     affects: str = RESULT,
     check: Callable[[typing.Any], object] = lambda value: None,
 ) -> typing.Any:
-    """One setting: its values in words and as a test, what it affects, and a check of names.
+    """A row: the allowed values as text and as a test, the effect, and a check of names.
 
-    A run is not resumed with another value of what affects RESULT; one from before a setting
-    existed has None for it.
+    A run can't be resumed with a different value of a setting that affects RESULT. A setting that
+    an older run.json lacks counts as None.
     """
     rule = {"description": description, "allowed": allowed, "affects": affects, "check": check}
     return dataclasses.field(metadata=rule)
 
 
-def _whole(least: int, affects: str = RESULT) -> typing.Any:
-    description = f"a whole number from {least} to {MOST}"
-    return _row(description, lambda number: least <= number <= MOST, affects)
+def _whole(minimum: int, affects: str = RESULT) -> typing.Any:
+    description = f"a whole number from {minimum} to {MAX_INTEGER}"
+    return _row(description, lambda number: minimum <= number <= MAX_INTEGER, affects)
 
 
 def _one_of(*names: str, affects: str = RESULT) -> typing.Any:
@@ -57,15 +58,15 @@ def _is_one_or_two_columns(names: list) -> bool:
 class Settings:
     """The settings of a run; each is a constant of finetune.py, a flag, and a row of this table.
 
-    The type of a setting that may be None says so.
+    The type of a setting decides how its flag is read, and if None is allowed.
     """
 
     model: str = _row("a Hub id, a folder or `builtin`", bool, check=encoder_files.check_name)
     data: str = _row(
         "`sst2`, `builtin`, a Hub data set, a file or a folder", bool, check=files.find_files
     )
-    text_column: list[str] | None = _row("one or two columns", _is_one_or_two_columns)
-    label_column: str | None = _row("the name of a column", bool)
+    text_column: list[str] | None = _row("one or two column names", _is_one_or_two_columns)
+    label_column: str | None = _row("a column name", bool)
     epochs: int = _whole(1)
     batch_size: int = _whole(1)
     micro_batch_size: int | None = _whole(1, ROUNDING)
@@ -73,7 +74,7 @@ class Settings:
     max_train_samples: int | None = _whole(1)
     seed: int = _row("a whole number from 0 to 2**64 - 1", lambda seed: 0 <= seed < 2**64)
     learning_rate: float | None = _row("a number above 0", lambda x: 0 < x < math.inf)
-    warmup: float = _row("a number from 0 up to, not including, 1", lambda x: 0 <= x < 1)
+    warmup: float = _row("a number from 0 to below 1", lambda x: 0 <= x < 1)
     weight_decay: float = _row("a number of 0 or more", _is_at_least_0)
     max_grad_norm: float = _row("a number of 0 or more", _is_at_least_0)
     freeze_embeddings: bool = _row("True or False")
@@ -88,7 +89,7 @@ class Settings:
     output_dir: str | None = _row("a folder", bool, NOTHING)
     resume: bool = _row("True or False", affects=NOTHING)
 
-    # Not settings: the names that a flag or keyword gave, and why the Hub cannot be used.
+    # Not settings: the names that a flag or keyword set, and the reason if the Hub is out of reach.
     explicit: frozenset[str] = frozenset()
     outage: hub.Outage | None = None
 
@@ -102,7 +103,7 @@ Values = dict[str, object]
 
 
 def affects(name: str) -> str:
-    """The effect of the setting `name`; one of an earlier version affects the result."""
+    """The effect of the setting `name`; an unknown one, of an earlier version, affects RESULT."""
     return ROWS[name].metadata["affects"] if name in ROWS else RESULT
 
 
@@ -112,7 +113,7 @@ def flag(name: str) -> str:
 
 
 def _kind(name: str) -> tuple[type, bool]:
-    """The type of a setting, and whether it may be None."""
+    """The type of a setting, and True if it may be None."""
     types = typing.get_args(ROWS[name].type) or (ROWS[name].type,)
     return typing.get_origin(types[0]) or types[0], type(None) in types
 
@@ -120,43 +121,43 @@ def _kind(name: str) -> tuple[type, bool]:
 def from_flags(
     constants: Mapping[str, object], argv: Sequence[str], problems: list[Problem]
 ) -> tuple[Values, set[str]]:
-    """The value of each setting that is right, and the names of those that `argv` gives.
+    """The valid values, and the names of the settings that `argv` sets.
 
-    The value is that of the constant, or of its flag if argv has it. `constants` are the globals of
-    finetune.py. A problem is added for each flag or constant that is wrong.
+    A flag in `argv` replaces its constant; `constants` are the globals of finetune.py. `problems`
+    gets a Problem for each invalid flag or constant.
     """
     parser = _parser(constants, with_help=bool({"-h", "--help"} & set(argv)))
-    # argparse exits at `--compile=yes`; here it is reported with all other problems.
+    # argparse would exit at `--compile=yes` before the other problems are reported.
     switches = tuple(f"{flag(name)}=" for name in ROWS if _kind(name)[0] is bool)
-    valued = [word for word in argv if word.replace("--no-", "--").startswith(switches)]
-    flags, unknown = parser.parse_known_args([word for word in argv if word not in valued])
-    remedy = "write it alone, or --no-…"
-    problems += [Problem("", "takes no value", remedy, word) for word in valued]
-    is_flag = False  # Whether the word before is an unknown flag, without its value.
-    for word in unknown:
-        is_value, is_flag = is_flag, False
-        if word.startswith("-") and not parser._negative_number_matcher.fullmatch(word):
-            is_flag = "=" not in word
-            name = word.split("=")[0]
+    valued = [item for item in argv if item.replace("--no-", "--").startswith(switches)]
+    flags, unknown = parser.parse_known_args([item for item in argv if item not in valued])
+    remedy = "use the flag alone, or --no-…"
+    problems += [Problem("", "takes no value", remedy, item) for item in valued]
+    # The item after an unknown flag may be the flag's value, which is no problem of its own.
+    may_be_value = False
+    for item in unknown:
+        is_value, may_be_value = may_be_value, False
+        if item.startswith("-") and not parser._negative_number_matcher.fullmatch(item):
+            may_be_value = "=" not in item
+            name = item.split("=")[0]
             remedy = _hint(name, parser._option_string_actions) or "--help lists the flags"
             problems.append(Problem("", "unknown flag", remedy, name))
         elif not is_value:
-            what = "unexpected on the command line"
-            problems.append(Problem(repr(word), what, "every setting is a flag"))
+            problems.append(Problem(repr(item), "unexpected argument", "--help lists the flags"))
     return _checked(constants, vars(flags), _from_flag, flag, problems)
 
 
 def from_keywords(
     constants: Mapping[str, object], keywords: Mapping[str, object], problems: list[Problem]
 ) -> tuple[Values, set[str]]:
-    """As `from_flags`, of keyword arguments."""
-    known = {word: value for word, value in keywords.items() if word in ROWS}
-    for word in [word for word in keywords if word not in known]:
-        remedy = _hint(word, ROWS) or "the settings are: " + ", ".join(ROWS)
-        problems.append(Problem(word, "unknown setting", remedy))
+    """The valid values, and the names of the settings among `keywords`; see `from_flags`."""
+    known = {name: value for name, value in keywords.items() if name in ROWS}
+    for name in [name for name in keywords if name not in known]:
+        remedy = _hint(name, ROWS) or "use one of: " + ", ".join(ROWS)
+        problems.append(Problem(name, "unknown setting", remedy))
 
     def convert(value: object, name: str) -> object:
-        if type(value).__module__ == "numpy":  # Its numbers and arrays become Python's own.
+        if type(value).__module__ == "numpy":
             value = value.tolist()
         return _from_constant(str(value) if isinstance(value, Path) else value, name)
 
@@ -170,9 +171,10 @@ def _checked(
     title: Callable[[str], str],
     problems: list[Problem],
 ) -> tuple[Values, set[str]]:
-    """The values that are right, and the names in `explicit_values`.
+    """The valid values, and the names in `explicit_values`, which replace constants.
 
-    `convert` turns an explicit value into its setting's type; `title` is its name in messages.
+    `convert` turns an explicit value into its setting's type. `title` turns the name of a setting
+    into its name in messages.
     """
     values = {}
     for name, field in ROWS.items():
@@ -185,11 +187,12 @@ def _checked(
             rule["check"](value)
         except InputError as error:
             problems += error.problems
-        except OSError as error:  # A name too long, a folder that may not be read.
+        # A name can be too long, or a folder unreadable.
+        except OSError as error:
             problems.append(Problem(str(value), error.strerror, flag=flag(name)))
         except (ValueError, OverflowError) as error:
             where = title(name) if is_explicit else f"the constant {name.upper()}"
-            problems.append(Problem(where, str(error), f"it must be {rule['description']}"))
+            problems.append(Problem(where, f"must be {rule['description']} ({error})"))
         else:
             values[name] = value
     return values, set(explicit_values)
@@ -200,8 +203,7 @@ def _from_flag(values: list[str] | bool, name: str) -> object:
     if kind in (bool, list):
         return values
     if len(values) != 1:
-        listed = " ".join([str(len(values)), *map(repr, values)])
-        raise ValueError(f"takes one value, found {listed}")
+        raise ValueError(f"found {' '.join(map(repr, values)) or 'no value'}")
     try:
         return kind(values[0])
     except ValueError:
@@ -227,9 +229,9 @@ def _parser(constants: Mapping[str, object], with_help: bool) -> argparse.Argume
         description=constants["__doc__"],
         argument_default=argparse.SUPPRESS,
     )
-    # Otherwise argparse takes `-1e-5` and `-inf` for flags, and not for values.
+    # argparse alone would take the values `-1e-5` and `-inf` for flags.
     parser._negative_number_matcher = re.compile(r"-(\d.*|\.\d.*|inf|nan)")
-    # The comment above a constant is its help, so that the two can't differ.
+    # The comment above a constant is its help text, so that the two can't differ.
     source = Path(constants["__file__"]).read_text("utf-8") if with_help else ""
     comments = re.findall(r"((?:^# .*\n)+)([A-Z_]+)\b.*=", source, re.MULTILINE)
     helps = {name: " ".join(re.findall(r"# (.*)", comment)) for comment, name in comments}
@@ -240,13 +242,13 @@ def _parser(constants: Mapping[str, object], with_help: bool) -> argparse.Argume
         if kind is bool:
             parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, help=text)
         else:
-            # Any number of words is taken, and counted later with all other problems.
+            # Any number of values is accepted here, so that _from_flag can report a wrong number.
             count = ("+" if kind is list else None) if with_help else "*"
             parser.add_argument(flag(name), nargs=count, metavar="X", help=text)
     return parser
 
 
-def _hint(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
-    near = [other for other in known if other.startswith(word)][:1] or near
-    return f"did you mean {near[0]}?" if near else ""
+def _hint(name: str, known: Iterable[str]) -> str:
+    similar = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    similar = [longer for longer in known if longer.startswith(name)][:1] or similar
+    return f"did you mean {similar[0]}?" if similar else ""

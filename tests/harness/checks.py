@@ -1,4 +1,4 @@
-"""What tests of input share: a command refused, a command done, a table written and read."""
+"""Checks of a refused or a complete run, and small tables."""
 
 import json
 from collections.abc import Callable
@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import data
 
-Run = SimpleNamespace  # As of the fixtures `finetune` and `in_process`.
+Run = SimpleNamespace
 
 
 def check_refused(run: Run, output: Path, *messages: str) -> None:
-    """Exit code 2, nothing on stdout, no traceback, one error line a message, nothing written."""
+    """Check for exit code 2, one error line a message, no traceback, empty stdout and no output."""
     assert run.code == 2, run.err
     assert run.out == ""
     assert "Traceback" not in run.err
@@ -28,7 +28,7 @@ def check_prediction_refused(
     files: dict[str, str],
     message: str,
 ) -> None:
-    """predict.py refuses `arguments` with one line, in a folder of `files`, and writes nothing."""
+    """Check that predict.py refuses `arguments` with one error line and writes nothing."""
     for name, text in files.items():
         (folder / name).write_text(text)
     run = predicted(*arguments)
@@ -38,10 +38,7 @@ def check_prediction_refused(
 
 
 def check_done(run: Run, output: Path, epochs: int = 1) -> dict:
-    """Exit code 0, a line of stdout for each epoch, and a model and a result in `output`.
-
-    Returns run.json.
-    """
+    """Check for exit code 0, a line for each epoch, a model and a result; returns run.json."""
     assert run.code == 0, run.err
     assert [line.split("{")[0] for line in run.out.splitlines()] == [
         f"epoch {epoch}: " for epoch in range(epochs)
@@ -56,7 +53,7 @@ def check_done(run: Run, output: Path, epochs: int = 1) -> dict:
 def check_file_refused(
     in_process, model: Path, folder: Path, name: str, content: str | bytes | None, message: str
 ) -> None:
-    """The program refuses the file `name` in one line; with None there is no such file."""
+    """Check that the program refuses the file `name` in one line; with None the file is missing."""
     if content is not None:
         content = content if isinstance(content, bytes) else content.encode()
         (folder / name).write_bytes(content)
@@ -65,6 +62,6 @@ def check_file_refused(
 
 
 def load_text(folder: Path, name: str, content: str) -> data.LabelledText:
-    """The table `content`, written as the file `name` and read from there."""
+    """Write the table `content` to the file `name`, and load the file."""
     (folder / name).write_bytes(content.encode())
     return data.load(str(folder / name))

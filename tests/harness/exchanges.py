@@ -12,8 +12,7 @@ from system import collectives, ranks, rendezvous
 from system.console import InputError, Problem
 
 
-def all_of_them(folder: Path) -> dict[str, object]:
-    """The results of this process."""
+def run_exchanges(folder: Path) -> dict[str, object]:
     machine = ranks.rank() // ranks.local_world_size()
     socket.gethostname = lambda: f"machine{machine}"
     rendezvous.join(["--epochs", "2"])
@@ -24,7 +23,7 @@ def all_of_them(folder: Path) -> dict[str, object]:
         "averages": averages(),
         "rows": rows(),
         "problems": problems(),
-        "exit": exit_of_main(),
+        "exit": exit_code_of_main(),
         "order": order(folder),
         "first problem": raised_by_local_main_first(is_wrong=ranks.is_local_main()),
         "later problem": raised_by_local_main_first(is_wrong=ranks.rank() == 3),
@@ -49,27 +48,27 @@ def tensors() -> list[float]:
 
 
 def network() -> nn.Module:
-    """A small model with other weights, and another counter, in each process."""
+    """A small model with different weights and a different counter in each process."""
     torch.manual_seed(ranks.rank())
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     model[1].num_batches_tracked += ranks.rank()
     return model
 
 
-def content(model: nn.Module) -> list:
+def weights_as_lists(model: nn.Module) -> list:
     return [tensor.tolist() for tensor in model.state_dict().values()]
 
 
 def weights() -> dict[str, list]:
     """The weights of a model before and after the broadcast."""
     model = network()
-    before = content(model)
+    before = weights_as_lists(model)
     collectives.broadcast_weights(model)
-    return {"before": before, "after": content(model)}
+    return {"before": before, "after": weights_as_lists(model)}
 
 
 def averages() -> dict[str, list]:
-    """AdamW's state in the main process and after the broadcast; the others have none before."""
+    """AdamW's state before and after the broadcast; only the main process has one before."""
     model = network()
     optimizer = torch.optim.AdamW(model.parameters())
 
@@ -87,17 +86,17 @@ def averages() -> dict[str, list]:
 
 
 def rows() -> dict[str, list]:
-    """The mean of sparse rows over all processes, each with another number of rows."""
-    numbers = torch.arange(ranks.rank() + 1)
-    values = torch.full((len(numbers), 2), float(ranks.rank() + 1))
-    sparse = torch.sparse_coo_tensor(numbers[None], values, (5, 2))
+    """The mean of sparse rows over all processes, with a different number of rows in each."""
+    indices = torch.arange(ranks.rank() + 1)
+    values = torch.full((len(indices), 2), float(ranks.rank() + 1))
+    sparse = torch.sparse_coo_tensor(indices[None], values, (5, 2))
     mean = torch.full((5, 2), 9.0)
     collectives.mean_of_rows(sparse, mean)
     return {"own": sparse.to_dense().tolist(), "mean": mean.tolist()}
 
 
 def problems_of(function: Callable[[], object]) -> list[list[str]] | None:
-    """Host, place and text of each problem that a function raises; None if it raises none."""
+    """Host, place and text of each problem that a function raises; None without an error."""
     try:
         function()
     except InputError as error:
@@ -106,7 +105,7 @@ def problems_of(function: Callable[[], object]) -> list[list[str]] | None:
 
 
 def problems() -> list[list[str]] | None:
-    """Two processes have a problem of their own, and all have a common one."""
+    """The problems after all processes raise a common problem, and all but the main their own."""
 
     def fail() -> None:
         with collectives.together():
@@ -119,19 +118,19 @@ def problems() -> list[list[str]] | None:
     return problems_of(fail)
 
 
-def exit_of_main() -> int | None:
-    """The code of an exit in the main process, such as the one after --help."""
+def exit_code_of_main() -> int | None:
+    """The exit code that this process gets from an exit of the main process, as after --help."""
     try:
         with collectives.together():
             if ranks.is_main():
                 raise SystemExit(7)
-    except SystemExit as end:
-        return end.code
+    except SystemExit as exit_error:
+        return exit_error.code
     return None
 
 
 def order(folder: Path) -> list[float]:
-    """When this process did something inside local_main_first: from, to."""
+    """The start and the end of this process's work inside local_main_first, in seconds."""
     with collectives.local_main_first():
         start = time.monotonic()
         time.sleep(0.2)
@@ -140,7 +139,7 @@ def order(folder: Path) -> list[float]:
 
 
 def raised_by_local_main_first(is_wrong: bool) -> list[list[str]] | None:
-    """The problems in this process if the processes for which `is_wrong` holds raise one."""
+    """The problems in this process if every process with `is_wrong` raises a problem."""
 
     def fail() -> None:
         with collectives.local_main_first():

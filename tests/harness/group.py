@@ -1,7 +1,7 @@
-"""Groups of warm processes, as torchrun would start them, and the scenarios in which they run.
+"""Groups of processes in torchrun's environment, and scenarios that run them.
 
-Started by tests once: it reads a scenario, of those here or in scenarios.py, and its arguments from
-each line, runs it in a fork of itself, and answers with the result, or null.
+The tests start this program once. It reads the name and the arguments of a scenario from each line
+of stdin. A fork runs the scenario, and the program prints the result, or null after an error.
 """
 
 import csv
@@ -27,7 +27,7 @@ from training import checkpoint
 
 
 class Torchrun:
-    """The environment of a group of processes, and a store that ends with this process."""
+    """torchrun's environment for a group of processes, and a store that ends with this process."""
 
     def __init__(self, count: int, machines: int = 1):
         self.count, self.local_count = count, count // machines
@@ -44,7 +44,7 @@ class Torchrun:
             os._exit(0)
 
     def set_environment(self, rank: int) -> None:
-        """Make the calling process the one with this rank."""
+        """Give the calling process this rank."""
         numbers = {
             "RANK": rank,
             "LOCAL_RANK": rank % self.local_count,
@@ -65,7 +65,7 @@ def start(
     before: Callable[[int], None] = lambda rank: None,
     machines: int = 1,
 ) -> list[int]:
-    """The process ids of a group; `before` is called in each with its rank."""
+    """Start a group; its process ids. Each process first calls `before` with its rank."""
     torchrun = Torchrun(count, machines)
 
     def prepare(rank: int) -> Callable[[], None]:
@@ -79,23 +79,23 @@ def start(
     return [warm.start(flags, log, prepare(rank)) for rank in range(count)]
 
 
-def end_of(pids: list[int], seconds: float = 60) -> list[int]:
-    """Their exit codes; a group that hangs is killed, and that is -9."""
+def exit_codes(pids: list[int], seconds: float = 60) -> list[int]:
+    """Wait for the processes; their exit codes. A process that hangs is killed: −9."""
     codes: dict[int, int] = {}
-    until = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while len(codes) < len(pids):
         for pid in set(pids) - codes.keys():
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 codes[pid] = os.waitstatus_to_exitcode(status)
-            elif time.monotonic() > until:
+            elif time.monotonic() > deadline:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
     return [codes[pid] for pid in pids]
 
 
 class Runs:
-    """Runs of the program in a folder, each of some number of processes."""
+    """Runs of the program in one folder, each with its own number of processes."""
 
     def __init__(self, folder: Path, flags: list[str]):
         self.folder, self.flags = folder, flags
@@ -107,22 +107,22 @@ class Runs:
         """Start or resume the run `name`; the exit codes of its processes.
 
         Args:
-            count: the number of processes; 0: without torchrun.
-            options: as of `start`.
+            count: the number of processes; 0 means plain python.
+            options: further arguments of `start`.
         """
         log = self.folder / f"{name}.log"
         flags = [*self.flags, *flags, "--resume", "--output-dir", str(self.folder / name)]
         if not count:
-            return [warm.end_of(warm.start(flags, log, warm.prepare))]
-        return end_of(start(count, flags, log, **options))
+            return [warm.exit_code(warm.start(flags, log, warm.prepare))]
+        return exit_codes(start(count, flags, log, **options))
 
     def mistakes(self, name: str) -> list[list[str]]:
-        """The wrong answers without their probabilities, which differ by rounding."""
+        """The rows of mistakes.csv without the probabilities, which differ by rounding."""
         with (self.folder / name / "mistakes.csv").open(newline="") as file:
             return sorted(row[:-1] for row in csv.reader(file))
 
     def result(self, name: str) -> dict:
-        """The outcome of a run, as far as processes may not change it."""
+        """The log, the metrics and the files of a run, for comparisons."""
         record = json.loads((self.folder / name / "run.json").read_text())
         lines = [json.loads(line) for line in (self.folder / name / "metrics.jsonl").open()]
         return {
@@ -138,9 +138,9 @@ class Runs:
             "bytes": warm.outcome(self.folder / name),
         }
 
-    def difference(self, one: str, other: str) -> float:
-        """The largest between any two of their weights."""
-        files = [self.folder / name / "model" / "model.safetensors" for name in (one, other)]
+    def difference(self, *names: str) -> float:
+        """The largest difference between the weights of two runs."""
+        files = [self.folder / name / "model" / "model.safetensors" for name in names]
         a, b = map(safetensors.torch.load_file, files)
         return max((a[name] - b[name]).abs().max().item() for name in a)
 
@@ -148,8 +148,8 @@ class Runs:
 # ---- Scenarios ----
 
 
-def sizes(folder: Path, flags: list[str], counts: list[int]) -> dict:
-    """The same run by each number of processes; 0: without torchrun."""
+def process_counts(folder: Path, flags: list[str], counts: list[int]) -> dict:
+    """The same run with each number of processes; 0 means plain python."""
     runs, results = Runs(folder, flags), {}
     for count in counts:
         name = f"n{count}"
@@ -165,7 +165,7 @@ def sizes(folder: Path, flags: list[str], counts: list[int]) -> dict:
 
 
 def log_share(log: Path) -> None:
-    """In a child: add the sentences that it trains on in each step to a file."""
+    """Let each training step of this process append its number of sentences to a file."""
     real = finetune.training_step
 
     def step(model: torch.nn.Module, optimizer: object, batch, *arguments: object) -> object:
@@ -176,16 +176,17 @@ def log_share(log: Path) -> None:
     finetune.training_step = step
 
 
-def changes(folder: Path, flags: list[str], plans: dict[str, list[int]]) -> dict:
-    """A run that is stopped, and resumed with each next number of processes of a plan."""
+def changed_counts(folder: Path, flags: list[str], plans: dict[str, list[int]]) -> dict:
+    """Stop a run and resume it with the next number of processes of a plan, until the last."""
     runs, results = Runs(folder, flags), {}
     assert runs.run("whole", 2) == [0, 0], runs.log("whole")
     for number, (plan, counts) in enumerate(plans.items()):
         name, codes = f"run{number}", []
         for call, count in enumerate(counts[:-1]):
-            victim = count - 1 if call % 2 == 0 else 0  # One process alone gets the signal.
+            victim = count - 1 if call % 2 == 0 else 0
             stop = warm.signal_at("a step", 5, signal.SIGTERM)
-            if "killed" in plan:  # In the second epoch of eight steps.
+            if "killed" in plan:
+                # Step 13 is in the second epoch of eight steps.
                 stop = warm.signal_at("a step", 13, signal.SIGKILL)
 
             def before(rank: int, victim: int = victim, stop: Callable = stop) -> None:
@@ -204,8 +205,8 @@ def changes(folder: Path, flags: list[str], plans: dict[str, list[int]]) -> dict
     return results
 
 
-def losses(folder: Path, flags: list[str], cases: list[str]) -> dict:
-    """Exit codes, output and seconds until all have ended, if one process of three fails."""
+def failures(folder: Path, flags: list[str], cases: list[str]) -> dict:
+    """Exit codes, output and seconds until all processes end if one of three processes fails."""
     runs, results = Runs(folder, flags), {}
 
     def first_terminated(function: Callable) -> Callable:
@@ -232,7 +233,7 @@ def losses(folder: Path, flags: list[str], cases: list[str]) -> dict:
                 return real(*arguments)
 
             finetune.training_step = step
-            # torchrun ends the others as soon as one has ended, perhaps in the middle of a message.
+            # torchrun ends all processes after a failure, perhaps in the middle of a message.
             for module, name in ((console, "one_line"), (rendezvous, "may_report")):
                 setattr(module, name, first_terminated(getattr(module, name)))
             if "disk" in case and rank == 0:
@@ -258,7 +259,7 @@ def losses(folder: Path, flags: list[str], cases: list[str]) -> dict:
 
 
 def operations(folder: Path, flags: list[str]) -> list[str]:
-    """The names of the collective operations in a step of two processes."""
+    """The names of gloo's collective operations in a step of two processes."""
     runs, results = Runs(folder, flags), folder / "names"
 
     def profile(rank: int) -> None:
@@ -279,18 +280,18 @@ def operations(folder: Path, flags: list[str]) -> list[str]:
     return json.loads(results.read_text())
 
 
-def machines(folder: Path, flags: list[str], data: str) -> dict:
-    """Two machines that have different data or got different commands."""
+def different_machines(folder: Path, flags: list[str], data: str) -> dict:
+    """The outcome if two machines have different data or different flags."""
     runs, results = Runs(folder, flags), {}
 
-    def elsewhere(rank: int) -> None:
+    def use_own_folder(rank: int) -> None:
         os.chdir(folder / f"machine{rank}")
 
-    def with_another_flag(rank: int) -> None:
+    def add_a_flag(rank: int) -> None:
         real = rendezvous.join
         rendezvous.join = lambda argv: real([*argv, "--epochs", "9"] if rank else argv)
 
-    for case, before in (("other data", elsewhere), ("other flags", with_another_flag)):
+    for case, before in (("other data", use_own_folder), ("other flags", add_a_flag)):
         codes = runs.run(case, 2, "--data", data, before=before, machines=2)
         results[case] = {"codes": codes, "log": runs.log(case)}
         results[case]["is there"] = (folder / case).exists()
@@ -306,14 +307,14 @@ def exchange(folder: Path, count: int, machines: int) -> list[dict]:
             code = 1
             try:
                 torchrun.set_environment(rank)
-                results = exchanges.all_of_them(folder)
+                results = exchanges.run_exchanges(folder)
                 (folder / f"{rank}.json").write_text(json.dumps(results))
                 code = 0
             except BaseException:
                 traceback.print_exc()
             os._exit(code)
         pids.append(pid)
-    assert end_of(pids) == [0] * count
+    assert exit_codes(pids) == [0] * count
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
 
 

@@ -1,4 +1,4 @@
-"""What the tests share: the real program as a process, tiny checkpoints, small tables."""
+"""Helpers of all tests: the program as a process, scenarios, tiny checkpoints, small tables."""
 
 import concurrent.futures
 import functools
@@ -20,8 +20,10 @@ import numpy as np
 from inputs import encoder_files
 
 ROOT = Path(__file__).resolve().parents[2]
-SST2 = Path(os.environ.get("SST2", ROOT.parent / "shared" / "sst2"))  # GLUE's SST-2, not committed.
+# GLUE's SST-2 is not part of the repository.
+SST2 = Path(os.environ.get("SST2", ROOT.parent / "shared" / "sst2"))
 README = (ROOT / "README.md").read_text("utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 POSITIVE = ["a fine film", "warm and funny", "what a joy to see", "bright , brisk and moving"]
 NEGATIVE = ["a dull film", "cold and tiresome", "what a bore to see", "dim , slow and clumsy"]
 ROWS = [
@@ -33,7 +35,7 @@ CSV = "sentence,label\n" + "".join(f'"{text}",{label}\n' for text, label in ROWS
 
 
 def start(folder: Path, *flags: object, **environment: str) -> subprocess.Popen:
-    """The real program, started in `folder`; its output is read from pipes."""
+    """Start the real program in `folder`, with pipes for its output."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / "finetune.py"), *map(str, flags)],
         cwd=folder,
@@ -49,40 +51,40 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_P
 
 
 @functools.cache
-def scenarios() -> tuple[subprocess.Popen, IO[str]]:
-    """The program group.py, in which everything is imported, and its stderr."""
-    said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the program runs)
+def scenario_program() -> tuple[subprocess.Popen, IO[str]]:
+    """The program group.py, whose imports take seconds, and the file that holds its stderr."""
+    errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
     program = subprocess.Popen(
         [sys.executable, "-m", "harness.group"],
         env=os.environ | ONE_THREAD | PYTHON_PATH,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=said,
+        stderr=errors,
         text=True,
     )
-    return program, said
+    return program, errors
 
 
 def scenario(name: str, folder: Path, **arguments: object) -> dict:
     """The result of a scenario in scenarios.py or group.py."""
     folder.mkdir(exist_ok=True)
-    program, said = scenarios()
+    program, errors = scenario_program()
     print(json.dumps([name, {"folder": str(folder)} | arguments]), file=program.stdin, flush=True)
     limit = threading.Timer(1200, program.kill)
     limit.start()
-    found = json.loads(program.stdout.readline() or "null")
+    result = json.loads(program.stdout.readline() or "null")
     limit.cancel()
-    said.seek(0)
-    assert found is not None, said.read()[-5000:]
-    return found
+    errors.seek(0)
+    assert result is not None, errors.read()[-5000:]
+    return result
 
 
-def warm(scenario: str, folder: Path, *before: str, **arguments: object) -> dict:
-    """The result of a scenario of scenarios.py in a process of its own, started by `before`."""
+def own_process(scenario: str, folder: Path, *prefix: str, **arguments: object) -> dict:
+    """The result of a scenario in its own process, whose command starts with `prefix`."""
     folder.mkdir(exist_ok=True)
     arguments = json.dumps({"folder": str(folder)} | arguments)
     done = subprocess.run(
-        [*before, sys.executable, "-m", "harness.scenarios", scenario, arguments],
+        [*prefix, sys.executable, "-m", "harness.scenarios", scenario, arguments],
         env=os.environ | ONE_THREAD | PYTHON_PATH,
         capture_output=True,
         text=True,
@@ -92,33 +94,35 @@ def warm(scenario: str, folder: Path, *before: str, **arguments: object) -> dict
     return json.loads(done.stdout)
 
 
-def in_parts(name: str, folder: Path, each: list[dict], **arguments: object) -> list[dict]:
-    """The results of a scenario of scenarios.py for the arguments of each part; two at a time."""
-    if len(each) == 1:
-        return [scenario(name, folder, **each[0], **arguments)]
-    folders = [folder / f"part{number}" for number in range(len(each))]
+def in_parts(name: str, folder: Path, parts: list[dict], **arguments: object) -> list[dict]:
+    """The result of a scenario for the arguments of each part, two parts at a time."""
+    if len(parts) == 1:
+        return [scenario(name, folder, **parts[0], **arguments)]
+    folders = [folder / f"part{number}" for number in range(len(parts))]
+    run = functools.partial(own_process, name, **arguments)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        pairs = zip(folders, each, strict=True)
-        return list(pool.map(lambda pair: warm(name, pair[0], **pair[1], **arguments), pairs))
+        return list(pool.map(lambda folder, part: run(folder, **part), folders, parts))
 
 
 def free_port() -> int:
-    """A port that nobody on this machine has."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def block(mark: str) -> str:
-    """The code in the README after `<!-- mark -->`."""
-    return re.search(rf"<!-- {mark} -->\n```\w*\n(.*?)```", README, re.DOTALL)[1]
+    """The code after `<!-- mark -->` in the README or in the first page of docs/ that has it."""
+    pages = (page.read_text("utf-8") for page in PAGES if page.exists())
+    matches = (re.search(rf"<!-- {mark} -->\n```\w*\n(.*?)```", page, re.DOTALL) for page in pages)
+    return next(match[1] for match in matches if match)
 
 
 def limited(folder: Path, resource: str, size: int) -> dict[str, str]:
-    """The environment of a program for which `resource`, such as RLIMIT_FSIZE, is `size` bytes."""
+    """The environment that limits a program's `resource`, such as RLIMIT_FSIZE, to `size` bytes."""
     lines = [
         "import resource, signal",
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)",  # An error of writing, not a signal.
+        # The program must get an error, not the signal.
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)",
         f"resource.setrlimit(resource.{resource}, ({size}, {size}))",
     ]
     (folder / "site").mkdir()
@@ -126,12 +130,13 @@ def limited(folder: Path, resource: str, size: int) -> dict[str, str]:
     return {"PYTHONPATH": str(folder / "site")}
 
 
-def drop_roots_power_over_files() -> None:
-    """Root may write anywhere; a process without this capability may not, even as root."""
+def drop_file_capabilities() -> None:
+    """Make file permissions apply to the next program of this process, even for root."""
     import ctypes
 
-    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+    pr_capbset_drop, cap_dac_override, cap_dac_read_search = 24, 1, 2
+    for capability in (cap_dac_override, cap_dac_read_search):
+        ctypes.CDLL(None).prctl(pr_capbset_drop, capability, 0, 0, 0)
 
 
 def copy_tokenizer(folder: Path) -> None:
@@ -140,7 +145,7 @@ def copy_tokenizer(folder: Path) -> None:
 
 
 def save_tiny(folder: Path, tokenizer: bool = True, **changes: object) -> Path:
-    """A DistilBERT of two narrow layers with random weights, laid out as the Hub's checkpoint."""
+    """Save a DistilBERT of two narrow layers with random weights in the Hub's layout."""
     import torch
     from transformers import DistilBertConfig, DistilBertForMaskedLM
 
@@ -159,14 +164,14 @@ def save_tiny(folder: Path, tokenizer: bool = True, **changes: object) -> Path:
 
 
 def png_size(path: Path) -> tuple[int, int]:
-    """Width and height of a PNG file, in pixels."""
+    """The width and height of a PNG file, in pixels."""
     content = path.read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     return struct.unpack(">II", content[16:24])
 
 
 def make_history(steps: int, epochs: int, **scores: float) -> list[dict]:
-    """Lines of a metrics.jsonl: one every 20 steps, and one with `scores` for each evaluation."""
+    """Lines of metrics.jsonl: a line every 20 steps, and a line with `scores` per evaluation."""
     random, lines = np.random.default_rng(0), []
     for step in range(20, steps + 1, 20):
         rate = 3e-5 * (1 - step / steps)

@@ -1,4 +1,4 @@
-"""A stand-in of the Hugging Face Hub on this machine, for tests: repositories from folders."""
+"""A local server with the Hugging Face Hub's interface; its repositories are folders."""
 
 import contextlib
 import hashlib
@@ -20,7 +20,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         mode = self.server.mode
         path = urllib.parse.unquote(self.path.split("?")[0])
-        self.server.asked.append(path)
+        self.server.requests.append(path)
         if mode == "silent":
             self.server.is_over.wait(600)
         if mode == "trickle":
@@ -125,7 +125,8 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, address: object) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # Who asked may have ended.
+        # A client may end before the answer.
+        if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, address)
 
 
@@ -133,12 +134,12 @@ class Server(ThreadingHTTPServer):
 def hub(repositories: dict[tuple[str, str], Path], mode: object = "whole") -> Iterator[Server]:
     """Serve `repositories`, {("models" or "datasets", name): folder}, at the server's `url`.
 
-    mode: "whole", "cut" (weights end early), "silent", "trickle" (a byte a second), "web page", or
-    an error's status.
+    `mode` is "whole", "cut" (weights end early), "silent", "trickle" (a byte a second), "web page",
+    or the HTTP status of an error.
     """
     server = Server(("127.0.0.1", 0), Handler)
     server.is_over = Event()
-    server.repositories, server.mode, server.asked = repositories, mode, []
+    server.repositories, server.mode, server.requests = repositories, mode, []
     server.url = f"http://127.0.0.1:{server.server_port}"
     Thread(target=server.serve_forever, daemon=True).start()
     try:

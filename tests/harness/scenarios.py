@@ -1,7 +1,6 @@
-"""Scenarios of runs of one process that are stopped, killed, starved of disk or damaged.
+"""Scenarios that stop, kill or damage runs of one process, or fill their disk.
 
-Started by tests as `python -m harness.scenarios NAME ARGUMENTS`, or by group.py; arguments and
-results are JSON.
+group.py or `python -m harness.scenarios NAME ARGUMENTS` runs a scenario; all values are JSON.
 """
 
 import itertools
@@ -16,15 +15,15 @@ import time
 from pathlib import Path
 
 import finetune
-from harness.trace import HALVED, trace, traceable
+from harness.trace import HALVED, trace, wait_for_tracer
 from harness.warm import (
     Runs,
-    end_of,
+    exit_code,
     last_state,
-    let_clock_jump,
     log_checkpoints,
+    make_clock_random,
     outcome,
-    ruin_weights_at,
+    set_weight_to_nan_at,
     signal_at,
     start,
 )
@@ -34,46 +33,46 @@ from training import checkpoint
 
 
 def stops(folder: Path, flags: list[str], plans: dict[str, list]) -> dict:
-    """Stop a run at each [place, call, signal] of a plan in turn, then let it end."""
+    """Stop a run at each [event, count, signal] of a plan in turn, then let the run end."""
     runs, results = Runs(folder, flags), {}
     for number, (plan, moments) in enumerate(plans.items()):
         codes, name = [], f"run{number}"
-        for place, call, signal_number in moments:
-            codes.append(runs.end(name, before=signal_at(place, call, signal_number)))
+        for event, count, signal_number in moments:
+            codes.append(runs.run(name, before=signal_at(event, count, signal_number)))
             runs.check_whole(name)
         results[plan] = {"codes": codes, "resumed from": runs.check(name)}
     return results
 
 
-def stopped(folder: Path, each: list[list[str]]) -> list[tuple[int, str]]:
-    """Stop a run in `folder` with each of these flags after some steps: exit codes and output."""
+def stopped(folder: Path, commands: list[list[str]]) -> list[tuple[int, str]]:
+    """Stop a run with each command's flags after some steps: exit codes and output."""
     os.chdir(folder)
     log, results = folder / "log", []
-    for flags in each:
-        code = end_of(start(flags, log, signal_at("a step", 5, signal.SIGTERM)))
+    for flags in commands:
+        code = exit_code(start(flags, log, signal_at("a step", 5, signal.SIGTERM)))
         results.append((code, log.read_text()))
         log.unlink()
     return results
 
 
-def ruin(folder: Path, flags: list[str]) -> dict:
-    """Let a step ruin the weights: how the run ends, and the step of its checkpoint."""
+def weights_not_finite(folder: Path, flags: list[str]) -> dict:
+    """Make a weight NaN in a step: exit code, output, and the step of the checkpoint."""
     runs = Runs(folder, flags)
-    code = runs.end("run", "--checkpoint-minutes", "0", before=ruin_weights_at(6))
+    code = runs.run("run", "--checkpoint-minutes", "0", before=set_weight_to_nan_at(6))
     output = (folder / "run.log").read_text()
     kept = checkpoint.read_state(folder / "run" / "checkpoint.pt").step
     return {"code": code, "output": output, "kept": kept, "resumed from": runs.check("run")}
 
 
-def clock(folder: Path, flags: list[str]) -> dict:
-    """The steps at which checkpoints were written while the clock jumped about."""
+def random_clock(folder: Path, flags: list[str]) -> dict:
+    """The steps at which a run writes checkpoints while the time of day is random."""
     runs, log = Runs(folder, flags), folder / "saves"
 
     def prepare() -> None:
         log_checkpoints(log)
-        let_clock_jump()
+        make_clock_random()
 
-    code = runs.end("run", before=prepare)
+    code = runs.run("run", before=prepare)
     assert outcome(folder / "run") == runs.expected
     return {"code": code, "checkpoints": list(map(int, log.read_text().split()))}
 
@@ -102,7 +101,7 @@ def second_signal(folder: Path, flags: list[str]) -> dict:
         time.sleep(0.01)
     sent = time.monotonic()
     os.kill(pid, signal.SIGTERM)
-    code, seconds = end_of(pid), time.monotonic() - sent
+    code, seconds = exit_code(pid), time.monotonic() - sent
     runs.check_whole("run")
     return {"code": code, "seconds": seconds, "resumed from": runs.check("run")}
 
@@ -111,34 +110,35 @@ def second_signal(folder: Path, flags: list[str]) -> dict:
 
 
 def fuzz(folder: Path, flags: list[str], kills: int, seed: int) -> dict:
-    """Kill runs at random moments, one to six times each, then let them end."""
+    """Kill each run one to six times at random moments, then let it end."""
     random_numbers, runs = random.Random(seed), Runs(folder, flags)
     killed, steps, count = 0, [], 0
     while killed < kills:
         name, count = f"run{count}", count + 1
-        often = ["--checkpoint-minutes", random_numbers.choice(["0", "0", "10"])]
+        interval = ["--checkpoint-minutes", random_numbers.choice(["0", "0", "10"])]
         for _ in range(random_numbers.randint(1, 6)):
-            pid = runs.start(name, *often)
+            pid = runs.start(name, *interval)
             time.sleep(random_numbers.uniform(0, runs.seconds))
             os.kill(pid, signal.SIGKILL)
-            code = end_of(pid)
+            code = exit_code(pid)
             assert code in (0, -signal.SIGKILL), (code, (folder / f"{name}.log").read_text())
             killed += code != 0
             if (folder / name).exists():
                 runs.check_whole(name)
-        steps += runs.check(name, *often)
+        steps += runs.check(name, *interval)
     return {"runs": count, "kills": killed, "resumed from": steps}
 
 
 def each_operation(folder: Path, flags: list[str], part: int, parts: int) -> dict:
-    """Kill a run at each operation on a file of its folder; at a write also in the middle of it.
+    """Kill a run at each operation on a file of its folder, and in the middle of each write.
 
-    One traced run shows which operations there are; each `parts`-th is taken, from `part`.
+    One traced run lists the operations. The scenario takes every `parts`-th operation from `part`.
     """
     runs = Runs(folder, flags)
     try:
-        operations, _ = trace(runs.start("traced", before=traceable), folder / "traced")
-    except OSError as error:  # Containers can forbid it.
+        operations, _ = trace(runs.start("traced", before=wait_for_tracer), folder / "traced")
+    except OSError as error:
+        # A container can forbid ptrace.
         return {"untraceable": str(error)}
     runs.check("traced")
     moments = [(number, False) for number in range(len(operations))]
@@ -146,7 +146,7 @@ def each_operation(folder: Path, flags: list[str], part: int, parts: int) -> dic
     steps = []
     for number, halfway in moments[part::parts]:
         name = f"{number}{'half' if halfway else ''}"
-        pid = runs.start(name, before=traceable)
+        pid = runs.start(name, before=wait_for_tracer)
         traced, code = trace(pid, folder / name, number, halfway)
         assert code == -signal.SIGKILL and traced == operations[: number + 1], (traced, operations)
         runs.check_whole(name)
@@ -158,15 +158,16 @@ def each_operation(folder: Path, flags: list[str], part: int, parts: int) -> dic
 
 
 def full_disk(folder: Path, flags: list[str], moments: int, limit: str) -> dict:
-    """Fill the disk up at evenly spaced moments of a run, then make space, and let it end.
+    """Fill the disk at evenly spaced moments of a run, then free space and let the run end.
 
     Args:
-        limit: "space" if `folder` is a disk of its own, small enough to be filled; "file size" if
-            it isn't, and no file may grow larger.
+        limit: "space" fills the disk of `folder`, which must be a small disk of its own.
+            "file size" limits the size of each file instead.
     """
     runs = Runs(folder, flags)
     size = last_state(folder / "reference").stat().st_size
-    if limit == "space":  # Two checkpoints, a model and half of another, and small files.
+    if limit == "space":
+        # The run needs space for two checkpoints and the files of a complete run.
         size = 2 * size + sum(path.stat().st_size for path in (folder / "reference").rglob("*"))
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -175,7 +176,8 @@ def full_disk(folder: Path, flags: list[str], moments: int, limit: str) -> dict:
         room, name = size * number // moments + 2000, f"run{number}"
         log, filler = folder / f"{name}.log", folder / "filler"
         if limit == "space":
-            log.write_bytes(b" " * 4096 + b"\n")  # Room for the output.
+            # The output must still fit in the log.
+            log.write_bytes(b" " * 4096 + b"\n")
             with filler.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(folder).free - room)
 
@@ -184,7 +186,7 @@ def full_disk(folder: Path, flags: list[str], moments: int, limit: str) -> dict:
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
 
-        code = runs.end(name, before=limit_files)
+        code = runs.run(name, before=limit_files)
         filler.unlink(missing_ok=True)
         lines = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
         assert code in (0, 1) and len(lines) == code, log.read_text()
@@ -197,9 +199,9 @@ def full_disk(folder: Path, flags: list[str], moments: int, limit: str) -> dict:
 
 
 def damage(folder: Path, flags: list[str], count: int, seed: int) -> dict:
-    """Damage the checkpoint of a run at random, `count` times: each exit code and output."""
+    """Damage the checkpoint of a run at random, `count` times; each exit code and output."""
     runs, random_numbers = Runs(folder, flags), random.Random(seed)
-    assert runs.end("run", before=signal_at("a step", 6, signal.SIGTERM)) == 143
+    assert runs.run("run", before=signal_at("a step", 6, signal.SIGTERM)) == 143
     path, log = folder / "run" / "checkpoint.pt", folder / "run.log"
     whole, ends = path.read_bytes(), []
     for number in range(count):
@@ -208,7 +210,7 @@ def damage(folder: Path, flags: list[str], count: int, seed: int) -> dict:
         assert content != whole
         path.write_bytes(content)
         log.write_text("")
-        code = runs.end("run")
+        code = runs.run("run")
         ends.append((code, log.read_text()))
         assert path.read_bytes() == content and not list((folder / "run").glob("*.partial"))
     path.write_bytes(whole)
@@ -217,7 +219,7 @@ def damage(folder: Path, flags: list[str], count: int, seed: int) -> dict:
 
 
 def damaged(content: bytes, random_numbers: random.Random, kind: str) -> bytes:
-    """The content with damage of one kind at a random place, often near the end."""
+    """The content with damage of one kind at a random position, often near the end."""
     size = len(content)
     near_end = size - random_numbers.randint(1, 300)
     start = random_numbers.choice([random_numbers.randrange(size), near_end])

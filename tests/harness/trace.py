@@ -1,6 +1,6 @@
-"""Operations of a child process on files, seen by Linux's ptrace, as strace does.
+"""Trace the file operations of a child process with Linux's ptrace, as strace does.
 
-A child can be killed as it is about to do one of them, or in the middle of a write.
+`trace` can kill the child just before an operation, or in the middle of a write.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 from typing import NamedTuple
 
-# Number of the call on x86-64: its name, and which argument is the path or the open file.
+# System call on x86-64: name, index of the argument with the path or the open file, kind.
 CALLS = {
     1: ("write", 0, "file"),
     18: ("pwrite", 0, "file"),
@@ -30,11 +30,13 @@ CALLS = {
     268: ("chmod", 1, "path"),
     316: ("rename", 1, "path"),
 }
-HALVED = ("write", "pwrite")  # The number of bytes is their third argument.
+# The third argument of these calls is the number of bytes.
+HALVED = ("write", "pwrite")
 PTRACE_TRACEME, PTRACE_GETREGS, PTRACE_SETREGS, PTRACE_SYSCALL = 0, 12, 13, 24
 PTRACE_SETOPTIONS, TRACE_SYSGOOD, EXIT_KILL = 0x4200, 1, 0x100000
 RDX, RSI, RDI, ORIG_RAX = 12, 13, 14, 15
-SYSTEM_CALL = signal.SIGTRAP | 0x80  # The stop before and after a call.
+# The child stops with this signal before and after a system call.
+SYSTEM_CALL = signal.SIGTRAP | 0x80
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -42,7 +44,8 @@ class Operation(NamedTuple):
     """One call that changes a file."""
 
     call: str
-    path: str  # Relative to the traced folder, without the parts that each process chooses anew.
+    # Relative to the traced folder, without process ids and random parts.
+    path: str
 
 
 class Trace(NamedTuple):
@@ -58,8 +61,8 @@ def ptrace(request: int, pid: int, address: int = 0, content: object = 0) -> Non
         raise OSError(ctypes.get_errno(), "ptrace")
 
 
-def traceable() -> None:
-    """In a child: wait for `trace`."""
+def wait_for_tracer() -> None:
+    """Stop this child until `trace` continues it."""
     ptrace(PTRACE_TRACEME, 0)
     os.kill(os.getpid(), signal.SIGSTOP)
 
@@ -68,9 +71,9 @@ def trace(pid: int, folder: Path, until: int | None = None, halfway: bool = Fals
     """Trace a child to its end.
 
     Args:
-        folder: operations on other files are left out.
-        until: kill the child when operation number `until` is about to be done.
-        halfway: let half of that operation, a write, be done before.
+        folder: the trace holds only operations on files in this folder.
+        until: kill the child just before operation number `until`.
+        halfway: first let the child write half of the bytes of operation `until`.
     """
     operations: list[Operation] = []
     entering, registers = True, (ctypes.c_ulonglong * 27)()
@@ -78,7 +81,7 @@ def trace(pid: int, folder: Path, until: int | None = None, halfway: bool = Fals
     ptrace(PTRACE_SETOPTIONS, pid, 0, ctypes.c_void_p(TRACE_SYSGOOD | EXIT_KILL))
     while not (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
         stop = os.WSTOPSIG(status)
-        passed_on = 0 if stop in (SYSTEM_CALL, signal.SIGSTOP) else stop
+        forwarded_signal = 0 if stop in (SYSTEM_CALL, signal.SIGSTOP) else stop
         if stop == SYSTEM_CALL:
             if entering:
                 ptrace(PTRACE_GETREGS, pid, 0, registers)
@@ -92,28 +95,29 @@ def trace(pid: int, folder: Path, until: int | None = None, halfway: bool = Fals
             elif halfway and until == len(operations) - 1:
                 os.kill(pid, signal.SIGKILL)
             entering = not entering
-        with contextlib.suppress(ProcessLookupError):  # Killed above.
-            ptrace(PTRACE_SYSCALL, pid, 0, ctypes.c_void_p(passed_on))
+        # SIGKILL may have ended the child.
+        with contextlib.suppress(ProcessLookupError):
+            ptrace(PTRACE_SYSCALL, pid, 0, ctypes.c_void_p(forwarded_signal))
         _, status = os.waitpid(pid, 0)
     return Trace(operations, os.waitstatus_to_exitcode(status))
 
 
 def operation_of(pid: int, registers: ctypes.Array, folder: Path) -> Operation | None:
-    """The call that a child is about to make, if it changes a file in `folder`."""
+    """The system call that a child is about to make, if the call changes a file in `folder`."""
     if registers[ORIG_RAX] not in CALLS:
         return None
-    call, place, kind = CALLS[registers[ORIG_RAX]]
+    call, index, kind = CALLS[registers[ORIG_RAX]]
     arguments = [registers[RDI], registers[RSI], registers[RDX]]
     if call == "open" and not arguments[2] & (os.O_CREAT | os.O_TRUNC):
         return None
     if kind == "file":
-        path = Path(f"/proc/{pid}/fd/{arguments[place]}").readlink()
+        path = Path(f"/proc/{pid}/fd/{arguments[index]}").readlink()
     else:
         with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
-            memory.seek(arguments[place])
+            memory.seek(arguments[index])
             path = Path(os.fsdecode(memory.read(256).split(b"\0")[0]))
-        # Relative to an open folder; AT_FDCWD is −100.
-        if not path.is_absolute() and ctypes.c_int(arguments[0]).value >= 0 and place:
+        # The path is relative to an open folder unless the first argument is AT_FDCWD, −100.
+        if not path.is_absolute() and ctypes.c_int(arguments[0]).value >= 0 and index:
             path = Path(f"/proc/{pid}/fd/{arguments[0]}").readlink() / path
     if not path.is_relative_to(folder):
         return None

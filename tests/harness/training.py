@@ -1,4 +1,4 @@
-"""Parts of a run for tests of the loop: settings, sentences, models without dropout, training."""
+"""Helpers of tests of the training loop: settings, sentences, models without dropout, a run."""
 
 import dataclasses
 import random
@@ -27,10 +27,10 @@ def make_settings(*flags: str) -> Settings:
 
 
 def write_sentences(folder: Path, count: int) -> list[tuple[str, int]]:
-    """Train and dev files of `count` random sentences, with labels that can be learned."""
-    words = ["film", "plot", "warm", "cold", "fine", "dull", "a", "the", "of", "and", "with"]
-    choose = random.Random(0)
-    texts = [" ".join(choose.choices(words, k=choose.randint(2, 12))) for _ in range(count)]
+    """Write train and dev files of `count` random sentences, with labels that a model can learn."""
+    vocabulary = ["film", "plot", "warm", "cold", "fine", "dull", "a", "the", "of", "and", "with"]
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(vocabulary, k=rng.randint(2, 12))) for _ in range(count)]
     rows = [(text, int("warm" in text)) for text in texts]
     folder.mkdir(exist_ok=True)
     lines = "".join(f"{text},{label}\n" for text, label in rows)
@@ -40,12 +40,12 @@ def write_sentences(folder: Path, count: int) -> list[tuple[str, int]]:
 
 
 def no_dropout(folder: Path) -> Path:
-    """A tiny checkpoint without dropout, for runs that are compared."""
+    """A tiny checkpoint without dropout, for tests that compare runs."""
     return save_tiny(folder, **NO_DROPOUT)
 
 
 def load_head(name: Path) -> torch.nn.Module:
-    """A checkpoint with a head for two classes, whose weights are always the same."""
+    """A checkpoint with a head for two classes, initialized with a fixed seed."""
     torch.manual_seed(0)
     return encoder.load(str(name), ["0", "1"], None).model
 
@@ -53,10 +53,10 @@ def load_head(name: Path) -> torch.nn.Module:
 def load(
     folder: Path, count: int, *flags: str, run: str = "run", **changes: float
 ) -> loading.Loaded:
-    """A run over `count` sentences with a tiny model, loaded in `folder`.
+    """Load a run over `count` sentences with a tiny model in `folder`.
 
     Args:
-        changes: entries of the model's config, which has no dropout without them.
+        changes: entries of the model's config; the default config has no dropout.
     """
     rows, model = folder / "sentences", folder / "model"
     if not model.exists():
@@ -67,7 +67,7 @@ def load(
 
 
 def train(loaded: loading.Loaded) -> list[dict]:
-    """Train as finetune.main does, up to the last epoch; the lines of metrics.jsonl."""
+    """Train all epochs as finetune.main does; the lines of metrics.jsonl."""
     settings, model = loaded.settings, loaded.model
     with Run.open(loaded) as run:
         splits = data.tokenize(loaded.text, loaded.tokenizer, settings.max_length)
@@ -78,7 +78,7 @@ def train(loaded: loading.Loaded) -> list[dict]:
     return run.state.history
 
 
-def largest_difference(one: torch.nn.Module, other: torch.nn.Module) -> float:
-    """The largest difference between any two weights."""
-    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+def largest_difference(first: torch.nn.Module, second: torch.nn.Module) -> float:
+    """The largest difference between the weights of two models."""
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     return max((a - b).abs().max().item() for a, b in pairs)

@@ -1,7 +1,7 @@
-"""The program in processes that start warm: forked from one that has imported everything.
+"""Run the program in forks of a process that has already imported everything.
 
-A child runs `finetune.main` as finetune.py itself does, only without seconds of imports, so that it
-can be killed hundreds of times. The parent has started no thread: forking would break those.
+A fork saves seconds of imports, so a test can kill the program hundreds of times. The parent must
+not start a thread, because threads do not survive a fork.
 """
 
 import contextlib
@@ -38,12 +38,12 @@ from outputs import plots
 from system import console, disk
 from training import checkpoint, program, run_folder, scores
 
-scores.load_accuracy()  # Imports `evaluate`.
-conversion_mapping.get_checkpoint_conversion_mapping("distilbert")  # Compiles hundreds of patterns.
+# These calls import `evaluate` and compile hundreds of patterns, so the children need not do so.
+scores.load_accuracy()
+conversion_mapping.get_checkpoint_conversion_mapping("distilbert")
 
 
 def run_program(flags: list[str]) -> None:
-    """Do what finetune.py does as a program."""
     before, sys.argv = sys.argv, ["finetune.py", *flags]
     try:
         program.finish(finetune.main, program.start(vars(finetune)))
@@ -51,12 +51,8 @@ def run_program(flags: list[str]) -> None:
         sys.argv = before
 
 
-def nothing() -> None:
-    """The `before` of a child that needs no preparation."""
-
-
-def start(flags: list[str], log: Path, before: Callable[[], None] = nothing) -> int:
-    """The process id of a child that runs the program; its output is added to the file `log`."""
+def start(flags: list[str], log: Path, before: Callable[[], None] = lambda: None) -> int:
+    """Start the program in a child that appends its output to `log`; the child's process id."""
     pid = os.fork()
     if pid:
         return pid
@@ -80,8 +76,8 @@ def start(flags: list[str], log: Path, before: Callable[[], None] = nothing) -> 
         os._exit(code)
 
 
-def end_of(pid: int) -> int:
-    """The exit code of a child, or minus the signal that ended it."""
+def exit_code(pid: int) -> int:
+    """Wait for a child; its exit code, or minus the number of the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
@@ -89,7 +85,7 @@ def end_of(pid: int) -> int:
 
 
 def outcome(folder: Path) -> dict:
-    """Everything that is the same however often a run was interrupted: no times, no speeds."""
+    """Everything in a run's folder that must be equal after interruptions; no times or speeds."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
     record = json.loads((folder / "run.json").read_text())
     return {
@@ -97,12 +93,12 @@ def outcome(folder: Path) -> dict:
         "model": {path.name: digest(path.read_bytes()) for path in (folder / "model").iterdir()},
         "metrics": [without_times(line) for line in lines],
         "result": without_times(record["result"]),
-        "last state": digest(repr(flat(content(last_state(folder)))).encode()),
+        "last state": digest(repr(comparable(load_content(last_state(folder)))).encode()),
     }
 
 
-def content(path: Path) -> dict:
-    """Everything that a checkpoint holds; its seal is checked."""
+def load_content(path: Path) -> dict:
+    """The content of a checkpoint after a check of its seal."""
     checkpoint.read_state(path)
     return torch.load(path, weights_only=True)
 
@@ -115,57 +111,58 @@ def without_times(record: dict) -> dict:
     return {k: v for k, v in record.items() if k not in ("samples_per_second", "seconds")}
 
 
-def flat(value: object) -> object:
-    """A state without its times, each tensor as the digest of its bytes."""
+def comparable(value: object) -> object:
+    """A state without its times, with each tensor as the digest of its bytes."""
     if isinstance(value, dict):
         names = sorted(without_times(value).keys() - {"run"}, key=str)
-        return [(name, flat(value[name])) for name in names]
+        return [(name, comparable(value[name])) for name in names]
     if isinstance(value, list):
-        return list(map(flat, value))
+        return list(map(comparable, value))
     if isinstance(value, torch.Tensor):
         return str(value.dtype), tuple(value.shape), digest(value.numpy().tobytes())
     return value
 
 
 def last_state(folder: Path) -> Path:
-    """The copy of a run's last checkpoint, which `prepare` lets a child make."""
+    """The path of the copy of a run's last checkpoint, which `copy_last_state` makes."""
     return folder.with_name(folder.name + ".last.pt")
 
 
 def resumed_steps(log: Path) -> list[int]:
-    """The steps from which the run with this log was resumed."""
+    """The steps from which a run was resumed, read from its log."""
     return [int(step) for step in re.findall(r"^resumed from step (\d+)$", log.read_text(), re.M)]
 
 
 class Runs:
-    """Runs of the program with the same flags, each compared with the first, uninterrupted one."""
+    """Interrupted runs with the same flags, and an uninterrupted run for comparison."""
 
     def __init__(self, folder: Path, flags: list[str]):
         self.folder, self.flags = folder, flags
-        for name in ("cold", "reference"):  # The first one fills datasets' cache.
+        # The first run fills the cache of `datasets`.
+        for name in ("cold", "reference"):
             started = time.monotonic()
-            assert self.end(name) == 0, (folder / f"{name}.log").read_text()
+            assert self.run(name) == 0, (folder / f"{name}.log").read_text()
             self.seconds = time.monotonic() - started
         self.expected = outcome(folder / "reference")
 
-    def start(self, name: str, *flags: str, before: Callable[[], None] = nothing) -> int:
-        """The process id of a child that starts or resumes the run `name`."""
+    def start(self, name: str, *flags: str, before: Callable[[], None] = lambda: None) -> int:
+        """Start or resume the run `name` in a child; the child's process id."""
 
-        def prepare_and() -> None:
+        def prepare_child() -> None:
             prepare()
             before()
 
         flags = (*self.flags, *flags, "--resume", "--output-dir", str(self.folder / name))
-        return start(list(flags), self.folder / f"{name}.log", prepare_and)
+        return start(list(flags), self.folder / f"{name}.log", prepare_child)
 
-    def end(self, name: str, *flags: str, before: Callable[[], None] = nothing) -> int:
-        """The exit code of a child that starts or resumes the run `name`."""
-        return end_of(self.start(name, *flags, before=before))
+    def run(self, name: str, *flags: str, before: Callable[[], None] = lambda: None) -> int:
+        """Start or resume the run `name` in a child; the child's exit code."""
+        return exit_code(self.start(name, *flags, before=before))
 
     def check(self, name: str, *flags: str) -> list[int]:
-        """Resume a run to its end, check its outcome, remove it; the steps it was resumed from."""
+        """Resume a run to its end, check its outcome, remove it; the steps of all resumptions."""
         log = self.folder / f"{name}.log"
-        assert self.end(name, *flags) == 0, log.read_text()
+        assert self.run(name, *flags) == 0, log.read_text()
         result = outcome(self.folder / name)
         assert result == self.expected, (name, result, self.expected)
         assert "Traceback" not in log.read_text(), log.read_text()
@@ -175,29 +172,30 @@ class Runs:
         return steps
 
     def check_whole(self, name: str) -> None:
-        """Check that a killed run's checkpoint and its model, if they are there, can be read."""
+        """Check that a killed run's checkpoint and model are complete if they exist."""
         folder = self.folder / name
         if (folder / "checkpoint.pt").exists():
             checkpoint.read_state(folder / "checkpoint.pt")
         if (folder / "model").exists():
             names = {path.name for path in (folder / "model").iterdir()}
-            reported = {"README.md", "curves.png"}  # These come at the end.
+            # The program writes these two files at the end of a run.
+            last_names = {"README.md", "curves.png"}
             names = {name for name in names if not name.endswith(disk.PARTIAL)}
-            assert names | reported == set(self.expected["model"])
+            assert names | last_names == set(self.expected["model"])
             safetensors.torch.load_file(folder / "model" / "model.safetensors")
 
 
-# ---- In a child, before it runs the program ----
+# ---- Changes of a child before it runs the program ----
 
 
 def prepare() -> None:
-    """Keep the last checkpoint and draw no plots."""
+    """Keep a copy of the last checkpoint, and draw no plots."""
     copy_last_state()
     plots._save = save_at_once
 
 
 def copy_last_state() -> None:
-    """Keep the last checkpoint, which a complete run removes."""
+    """Copy the last checkpoint before the end of a run removes it."""
     finish = run_folder.finish
 
     def copy_then_finish(folder: Path, *arguments: object) -> None:
@@ -208,44 +206,44 @@ def copy_last_state() -> None:
 
 
 def save_at_once(figure: matplotlib.figure.Figure, path: Path) -> None:
-    """Instead of plots._save: the figure's numbers as text, because drawing takes a second."""
-    shown = [figure.get_suptitle(), *(axes.get_title() for axes in figure.axes)]
-    shown += [line.get_xydata().tolist() for axes in figure.axes for line in axes.lines]
-    disk.write_whole(path, lambda file: file.write(repr(shown).encode()))
+    """Replace plots._save: write the figure's numbers as text, because drawing takes a second."""
+    values = [figure.get_suptitle(), *(axes.get_title() for axes in figure.axes)]
+    values += [line.get_xydata().tolist() for axes in figure.axes for line in axes.lines]
+    disk.write_whole(path, lambda file: file.write(repr(values).encode()))
 
 
-def signal_at(place: str, call: int, number: int) -> Callable[[], None]:
-    """Send signal `number` to the child itself at a call of a place, counted from 1."""
+def signal_at(event: str, count: int, number: int) -> Callable[[], None]:
+    """Let the child send itself signal `number` at the `count`-th event, counted from 1."""
 
     def prepare() -> None:
         counter = itertools.count(1)
 
-        def and_signal(real: Callable, *arguments: object, **options: object) -> object:
-            if next(counter) == call:
+        def signal_then_call(real: Callable, *arguments: object, **options: object) -> object:
+            if next(counter) == count:
                 os.kill(os.getpid(), number)
             return real(*arguments, **options)
 
-        if place == "a step":
-            finetune.training_step = functools.partial(and_signal, finetune.training_step)
-        elif place == "a batch of an evaluation":
+        if event == "a step":
+            finetune.training_step = functools.partial(signal_then_call, finetune.training_step)
+        elif event == "a batch of an evaluation":
             evaluate, forward = finetune.evaluate, finetune.forward
 
             def signal_in_forward(*arguments: object) -> object:
-                finetune.forward = functools.partial(and_signal, forward)
+                finetune.forward = functools.partial(signal_then_call, forward)
                 try:
                     return evaluate(*arguments)
                 finally:
                     finetune.forward = forward
 
             finetune.evaluate = signal_in_forward
-        elif place == "a part of a checkpoint":
+        elif event == "a part of a checkpoint":
             sha256 = hashlib.sha256
             save = checkpoint.save
 
             def save_with_signal(*arguments: object) -> None:
                 def with_signal(start: bytes) -> SimpleNamespace:
                     digest = sha256(start)
-                    update = functools.partial(and_signal, digest.update)
+                    update = functools.partial(signal_then_call, digest.update)
                     return SimpleNamespace(update=update, hexdigest=digest.hexdigest)
 
                 hashlib.sha256 = with_signal
@@ -257,24 +255,24 @@ def signal_at(place: str, call: int, number: int) -> Callable[[], None]:
     return prepare
 
 
-def ruin_weights_at(call: int) -> Callable[[], None]:
-    """Make the weights not finite in a step, whose own loss is finite."""
+def set_weight_to_nan_at(call: int) -> Callable[[], None]:
+    """Set a weight to NaN after step `call`, whose own loss is finite."""
 
     def prepare() -> None:
         counter, real = itertools.count(1), finetune.training_step
 
-        def step_then_ruin(model: torch.nn.Module, *arguments: object) -> object:
+        def step_then_nan(model: torch.nn.Module, *arguments: object) -> object:
             result = real(model, *arguments)
             if next(counter) == call:
                 next(model.parameters()).data[0, 0] = math.nan
             return result
 
-        finetune.training_step = step_then_ruin
+        finetune.training_step = step_then_nan
 
     return prepare
 
 
-def let_clock_jump() -> None:
+def make_clock_random() -> None:
     """Make the time of day random."""
     random_numbers = random.Random(0)
     time.time = lambda: random_numbers.uniform(0, 4e9)
@@ -282,7 +280,7 @@ def let_clock_jump() -> None:
 
 
 def log_checkpoints(log: Path) -> None:
-    """Write the step of each checkpoint to a file."""
+    """Append the step of each checkpoint to a file."""
     real = checkpoint.save
 
     def save(path: Path, state: checkpoint.State, *arguments: object) -> None:

@@ -2,7 +2,7 @@
 
 python finetune.py --epochs 3                         DistilBERT on SST-2, from the Hub
 python finetune.py --data reviews.csv                 your own table of texts and labels
-python finetune.py --model builtin --data builtin     offline: requirements.txt installs both
+python finetune.py --model builtin --data builtin     offline: model and data of this project
 python finetune.py … --output-dir runs/a --resume     start a run, or continue the one in runs/a
 torchrun --nproc-per-node 8 finetune.py …             the same run on eight GPUs or CPU cores
 
@@ -35,10 +35,10 @@ MAX_LENGTH = None
 MAX_TRAIN_SAMPLES = None
 # The source of all random numbers. Compare several seeds before you trust a small difference.
 SEED = 42
-# The peak, reached after warm-up. None: 1e-4 for `builtin`, else 3e-5, which suits DistilBERT.
+# The highest rate, reached after warm-up. None: 1e-4 for `builtin`, else 3e-5 (as for DistilBERT).
 LEARNING_RATE = None
 # The fraction of steps in which the learning rate rises from 0; then it falls linearly to 0.
-# AdamW's averages are poor at first, so the first steps are small. BERT and RoBERTa used 6 to 10 %.
+# AdamW's running averages are poor in the first steps. BERT and RoBERTa used 6 to 10 %.
 WARMUP = 0.06
 # Applied to weight matrices only, not to biases and layer norms. 0.01 is BERT's value.
 WEIGHT_DECAY = 0.01
@@ -48,15 +48,15 @@ MAX_GRAD_NORM = 1.0
 FREEZE_EMBEDDINGS = False
 # `balanced`: all classes have equal weight in the loss. None: all sentences have equal weight.
 CLASS_WEIGHTS = None
-# The epoch to keep: `best` validation accuracy, best `macro_f1` or `last`. Ties: the earlier epoch.
+# The epoch to keep: `best` accuracy, best `macro_f1`, or `last`. If two tie, the earlier is kept.
 KEEP = "best"
 # auto: the first of cuda, mps and cpu that is available.
 DEVICE = "auto"
-# bf16 is faster on hardware that supports it; weights stay fp32. auto: bf16 on such a GPU, or fp32.
+# bf16 can be faster if the hardware supports it; weights stay fp32. auto: bf16 on such a GPU, or fp32.
 PRECISION = "auto"
-# torch.compile takes minutes at the start; then steps on a GPU are faster.
+# torch.compile takes minutes at the start; then steps on a GPU can be faster.
 COMPILE = False
-# Steps between two lines of metrics.jsonl. Each line makes the GPU wait for Python once.
+# Steps between two lines of metrics.jsonl. Each line makes Python wait for the GPU.
 LOG_EVERY = 20
 # Also log for TensorBoard, which must be installed; `tensorboard --logdir runs` shows the log.
 TENSORBOARD = False
@@ -125,7 +125,7 @@ def training_step(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Take an optimizer step; return mean loss and gradient norm, both still on the device."""
     loss = torch.zeros((), device=model.device)
-    # backward() would add to the gradients of the last step.
+    # Clear the old gradients, because backward() adds to them.
     optimizer.zero_grad()
     for micro_batch in batch.micro_batches:
         is_last = micro_batch is batch.micro_batches[-1]
@@ -135,7 +135,7 @@ def training_step(
             # processes then add up to exactly the batch's mean loss.
             losses = F.cross_entropy(logits, labels, class_weights, reduction="sum")
             part = losses / batch.sentences
-            # DistributedDataParallel averages gradients over processes; we want their sum.
+            # DistributedDataParallel divides gradients by the number of processes; this undoes it.
             (part * ranks.world_size()).backward()
         loss += part.detach()
     collectives.all_reduce_sum(loss)
@@ -165,7 +165,7 @@ def evaluate(
     answers = gather_answers(rows, parts)
     metric = load_accuracy()
     metric.add_batch(predictions=answers.predictions, references=answers.labels)
-    # Each metric is logged as eval_…; the metrics of the kept epoch are the result in run.json.
+    # metrics.jsonl gets each metric as eval_…; run.json gets the metrics of the kept epoch.
     metrics = metric.compute()
     metrics["macro_f1"] = macro_f1(answers.labels, answers.predictions)
     return metrics, answers
@@ -185,7 +185,7 @@ def train(
     replica = collectives.data_parallel(model)
     class_weights = splits["train"].class_weights(settings.class_weights, settings.device)
     validation = data.evaluation_loader(splits["validation"], settings)
-    # Try the longest sentences first: if memory is too small, the run fails now, not in an hour.
+    # The longest sentences come first: if they don't fit in memory, the run fails before training.
     evaluate(model, itertools.islice(validation, 2), settings)
     for epoch in range(run.epoch, settings.epochs):
         replica.train()
@@ -194,7 +194,7 @@ def train(
             learning_rate = learning_rate_at(run.step, run.steps, settings)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            # Dropout depends on the step alone, so that any step can be repeated after a crash.
+            # Dropout depends on seed and step, so that any step can be repeated after a crash.
             torch.manual_seed(dropout_seed(settings.seed, run.step))
             loss, norm = training_step(replica, optimizer, batch, settings, class_weights)
             run.end_step(batch, loss, norm, learning_rate)
@@ -213,13 +213,13 @@ def main(settings: Settings) -> Path:
             model.get_input_embeddings().requires_grad_(False)
         speed.prepare(model, settings.device, settings.precision, settings.compile)
         optimizer = make_optimizer(model, settings)
-        # training() restores the last checkpoint, if any. Inside, Ctrl-C and SIGTERM end the run
-        # after the current step, with a checkpoint.
+        # run.training() restores the last checkpoint, if any. Inside, Ctrl-C and SIGTERM stop the
+        # run after the current step, with a checkpoint.
         with run.training(model, tokenizer, optimizer):
             train(run, model, optimizer, splits, settings)
         run.restore_best(model)
         answers, test_metrics = run.best_answers, None
-        # A resumed run lacks the answers if an earlier process evaluated the best epoch.
+        # If the best epoch was evaluated before a restart, its answers are computed again.
         if answers is None:
             loader = data.evaluation_loader(splits["validation"], settings)
             _, answers = evaluate(model, run.watch(loader, "evaluating"), settings)

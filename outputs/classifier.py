@@ -14,8 +14,9 @@ from system.console import InputError, Problem, say
 from training import record as records
 from training import run_folder
 
+# Longer than any token of a real tokenizer.
 MAX_CHARACTERS_PER_TOKEN = 1000
-# Changes predictions only by rounding.
+# The batch size changes predictions only by rounding.
 BATCH_SIZE = 64
 
 
@@ -77,7 +78,7 @@ def answer(
     `on_batch` is called with the number of texts in each batch.
     """
     model, tokenizer, max_length = classifier.model, classifier.tokenizer, classifier.max_length
-    # Tokenizing text far beyond the last token that counts would only take memory.
+    # Long text is cut early: tokens after max_length are dropped anyway, and take memory.
     texts, pairs = (
         column and [text[: MAX_CHARACTERS_PER_TOKEN * max_length] for text in column]
         for column in (texts, pairs)

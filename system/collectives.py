@@ -151,6 +151,7 @@ def data_parallel(model: "nn.Module") -> "nn.Module":
 
     # In torch 2.13 two threads of a sparse all-reduce write its name (_ALLREDUCE_SPARSE) into one
     # string. Once in some thousand steps they corrupt memory, and the process can crash.
+    # So these gradients are left to mean_of_rows.
     paths = [path for path, part in model.named_modules() if getattr(part, "sparse", False)]
     sparse = [f"{path}.weight" for path in paths]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, sparse)
@@ -158,7 +159,7 @@ def data_parallel(model: "nn.Module") -> "nn.Module":
         distributed.broadcast(model.get_parameter(name).data, 0)
     return DistributedDataParallel(
         model,
-        # Training changes no buffers of an encoder. The bucket view saves a copy of all gradients.
+        # Training changes no buffers of an encoder. The bucket view avoids a copy of all gradients.
         forward_sync_buffers=False,
         gradient_as_bucket_view=True,
         # Some encoders have weights that no classifier reads. Also, this keeps the order of sums

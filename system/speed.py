@@ -107,7 +107,7 @@ def _expand_mask(model: nn.Module, args: tuple, batch: dict) -> tuple[tuple, dic
 
 def _keep_first_token(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
     # The classifier reads only the first token of the last layer, so the other tokens need no last
-    # feed-forward part, a ninth of all work. The residual connection broadcasts the result over the
+    # feed-forward part, a tenth of all work. The residual connection broadcasts the result over the
     # other tokens; no logit and no gradient depends on them.
     return (args[0][:, :1],)
 

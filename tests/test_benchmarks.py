@@ -147,7 +147,7 @@ def test_a_page_shows_the_table_of_the_recorded_measurements(name, table, key):
 def test_the_readmes_speed_rows_agree_with_the_recorded_rounds():
     rounds = json.loads((RESULTS / "speed.json").read_text())["rounds"]
     contenders = {
-        "the tutorial's loop": "tutorial's loop",
+        "the original tutorial's loop": "tutorial's loop",
         "accelerate's example": "accelerate's example",
         "`Trainer` grouped by length, float32": "Trainer, grouped by length",
     }

@@ -68,7 +68,7 @@ class Run:
         self._model, self._tokenizer, self._optimizer = model, tokenizer, optimizer
         if ranks.is_main() and self.checkpoint_file.exists():
             checkpoint.restore(self.checkpoint_file, model, optimizer)
-        # `data_parallel` sends the weights.
+        # train() calls data_parallel(), which sends the weights.
         collectives.broadcast_averages(optimizer)
         has_board = self.settings.tensorboard and ranks.is_main()
         total = self.settings.epochs * self.record["sentences"]["train"]
@@ -80,7 +80,7 @@ class Run:
             try:
                 self._write_kept_model()
                 yield
-                # `watch` checks for signals only before a batch, and there may be none left.
+                # A signal may come after the last batch, where `watch` does not check any more.
                 self.stop_on_signal()
             except Stopped:
                 self.save()

@@ -19,8 +19,9 @@ python finetune.py --batch-size 16 --learning-rate 2e-5 --output-dir runs/small-
 - A setting that is on or off has two flags, such as `--compile` and `--no-compile`.
 - From Python, a setting is a keyword argument: `finetune(batch_size=16)`.
 - All wrong settings are reported at once, before anything is loaded.
-- The last column says if the value may change when a run is [resumed](resume.md). A setting with
-  "rounding" changes how sums are rounded, and which weights dropout leaves out.
+- A flag cannot set None: leave the flag out.
+- The last column says if the value may change when a run is [resumed](resume.md). "Rounding" means
+  yes, but sums are rounded differently, and dropout sets different values to zero.
 
 This page is made from the comments in `finetune.py` by `python tests/harness/settings_page.py`.
 

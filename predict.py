@@ -207,7 +207,6 @@ def _output_problems(options: argparse.Namespace) -> Iterator[Problem]:
             message, remedy = "is the file of texts", "choose another file"
         elif not os.access(output.parent, os.W_OK | os.X_OK):
             message = f"no permission to write in {output.parent}"
-    # The name can be too long, or a folder unreadable.
     except OSError as error:
         message, remedy = error.strerror, "choose another file"
     if message:

@@ -39,10 +39,7 @@ CALIBRATION, COMPARISON = "calibration.png", "comparison.png"
 
 
 def write(run: "Run", rows: "Dataset", answers: Answers) -> None:
-    """Write the report at the end of a run, in the main process; a failure only prints a note.
-
-    `rows` are the validation sentences, as `tables.read_table` returns them.
-    """
+    """Write the report at the end of a run, in the main process; a failure only prints a note."""
     if not ranks.is_main():
         return
     try:

@@ -24,15 +24,12 @@ class Encoder(NamedTuple):
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
-    max_length: int  # Tokens of a sentence.
-    has_new_head: bool
+    max_length: int  # tokens
+    has_new_head: bool  # random weights
 
 
 def learning_rate(name: str) -> float:
-    """The default learning rate of a model; a smaller model needs a higher one than BERT.
-
-    BERT: 2e-5 to 5e-5 (Devlin et al. 2019, appendix A.3).
-    """
+    """Smaller models need more than BERT's 2e-5 to 5e-5 (Devlin et al. 2019, appendix A.3)."""
     return 1e-4 if name == "builtin" else 3e-5
 
 
@@ -85,7 +82,9 @@ def _load_config(
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        raise _error(name, f"invalid config.json ({one_line(error)[:300]})") from error
+        raise _error(
+            name, f"invalid config.json ({one_line(error)[:300]})", "correct it"
+        ) from error
     if config.model_type not in known.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
         raise _error(name, f"{config.model_type} models cannot classify text", ENCODERS)
     only_decodes = (
@@ -124,14 +123,14 @@ def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:
         raise _error(name, "the tokenizer's vocabulary is empty", "add the missing files")
     if tokenizer.pad_token_id is None:
         raise _error(name, "the tokenizer has no padding token", "use another model")
-    # Otherwise save_pretrained writes it.
+    # save_pretrained would write this argument.
     tokenizer.init_kwargs.pop("local_files_only", None)
     forget_padding(tokenizer)
     return tokenizer
 
 
 def forget_padding(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Unset padding and truncation, set by files and by use, for a stable file and cache key."""
+    """Unset padding and truncation, so that saved file and cache key depend on no earlier use."""
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
 

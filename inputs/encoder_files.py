@@ -27,7 +27,7 @@ def check_name(name: str) -> None:
     elif path.is_file():
         problems = [Problem(name, "not a folder", "use the folder with config.json", "--model")]
     elif not hub.is_id(name):
-        problems = [Problem(name, "no such folder", flag="--model")]
+        problems = [Problem(name, "no such folder", "check the name", "--model")]
     raise_any(problems)
 
 
@@ -40,11 +40,11 @@ def folder_problems(folder: Path, name: str) -> list[Problem]:
             message = "config.json asks for custom code (auto_map), which is never run"
             problems.append((message, "use a model of the transformers library"))
         if not isinstance(config.get("model_type"), str):
-            problems.append(("missing model_type in config.json",))
+            problems.append(("missing model_type in config.json", "use a complete checkpoint"))
     except FileNotFoundError:
-        problems.append(("missing config.json",))
+        problems.append(("missing config.json", "use a folder written by save_pretrained"))
     except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
-        problems.append((f"config.json cannot be read ({one_line(error)})",))
+        problems.append((f"config.json cannot be read ({one_line(error)})", "copy it again"))
     weights = sorted(folder.glob("model*.safetensors"))
     if not weights:
         pickled = [file.name for file in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))]
@@ -52,7 +52,7 @@ def folder_problems(folder: Path, name: str) -> list[Problem]:
         problems.append((message, "write model.safetensors with save_pretrained"))
     for file in weights:
         if not os.access(file, os.R_OK):
-            problems.append((f"no permission to read {file.name}",))
+            problems.append((f"no permission to read {file.name}", "change its permissions"))
             continue
         try:
             with safe_open(file, framework="numpy"):
@@ -60,7 +60,8 @@ def folder_problems(folder: Path, name: str) -> list[Problem]:
         except (SafetensorError, OSError) as error:
             problems.append((f"{file.name} is damaged ({one_line(error)})", "fetch it again"))
     if not any(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)):
-        problems.append(("missing tokenizer files (tokenizer.json or vocab.txt)",))
+        message = "missing tokenizer files (tokenizer.json or vocab.txt)"
+        problems.append((message, "copy them to the folder"))
     return [Problem(name, *problem)._replace(flag="--model") for problem in problems]
 
 

@@ -19,7 +19,6 @@ from system.console import InputError, Problem, one_line, progress, raise_any
 Rows = Iterator[tuple[int, dict[str, object]]]
 
 MAX_PROBLEMS = 20
-
 BUILTIN = Path(__file__).resolve().parents[1] / "builtin"
 SPLIT_NAMES = {
     "train": ("train",),

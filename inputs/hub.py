@@ -84,8 +84,8 @@ def reach(model: str = "builtin", data: str = "builtin") -> None:
 
 def _find_outage(part: str, repository: str) -> Outage | None:
     # "No such repository" is an answer. A refusal, a server error and a proxy's page are outages.
-    # `timeout` limits one read. The thread limits the whole request, as a name server may hang and
-    # a server may send a byte a second.
+    # `timeout` limits one read. The thread limits the whole request: a name server may hang, and a
+    # server may send one byte per second.
     outcome: list[Exception | None] = []
 
     def ask_once() -> None:
@@ -166,8 +166,7 @@ def fetch_model(name: str) -> Path:
         message, remedy = "no such folder, and no such model on the Hub", "check the name"
     except errors.LocalEntryNotFoundError:
         message = "no such folder, not complete in the cache, and the Hub cannot be reached"
-        remedy = "use a folder, or run the command again when the Hub can be reached"
-    # An interrupted download raises one of a dozen types of errors.
+        remedy = "use an existing folder, or try again with a network"
     except Exception as error:
         message, remedy = f"the download failed ({one_line(error)[:200]})", "run the command again"
     raise InputError(Problem(name, message, remedy, "--model"))

@@ -16,11 +16,11 @@ NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d{1,3})?", re.IGNORECASE)
 
 
 def has_labels(test: "Dataset", train: "Dataset") -> bool:
-    """True if `test` has labels; −1 means none, as in GLUE, unless it is a label in training."""
-    of_test, of_train = (
+    """True if `test` has labels; −1 is no label, as in GLUE, unless training has the label −1."""
+    in_test, in_train = (
         {_plain(label) for label in _counts(rows) if label} for rows in (test, train)
     )
-    return bool(of_test - ({"-1"} - of_train))
+    return bool(in_test - ({"-1"} - in_train))
 
 
 def _counts(rows: "Dataset") -> dict[str | None, int]:
@@ -86,8 +86,8 @@ def label_ids(
 def ids_of(written: Iterable[str], names: Sequence[str]) -> dict[str, int]:
     """The ids of the labels `written` in a file; labels that a model's `names` lack are left out.
 
-    Numbers are compared by value. If `names` are words and every label in the file is an id (or
-    −1, no label), labels are read as ids.
+    Numbers are compared by value. If `names` are words, and the file has only ids and −1 (no
+    label), labels are read as ids.
     """
     by_name = {_plain(name): number for number, name in enumerate(names)}
     ids = {str(number): number for number in range(len(names))}

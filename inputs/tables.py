@@ -60,7 +60,7 @@ def open_file(path: Path) -> Table:
     except OSError as error:
         raise InputError(Problem(str(path), f"cannot be read ({error.strerror})")) from None
     if not columns:
-        raise InputError(*(problems or [Problem(str(path), "no rows")]))
+        raise InputError(*(problems or [Problem(str(path), "no rows", "add rows")]))
 
     def digest() -> str:
         # The ending is included, because it decides how the bytes are read.
@@ -160,6 +160,7 @@ def read_table(
         builder = Builder(hash=fingerprint, writer_batch_size=CHUNK_ROWS)
         builder.download_and_prepare()
         rows = builder.as_dataset(split="train")
+        # Equal bytes get equal fingerprints, so that the cache of tokens is found again.
         rows._fingerprint = fingerprint
     except DatasetGenerationError as error:
         cause = error.__cause__
@@ -168,7 +169,7 @@ def read_table(
             raise cause from None
         raise RunError(f"{table.name}: {one_line(cause or error)}") from error
     if len(rows) == 0:
-        raise InputError(Problem(table.name, "no rows"))
+        raise InputError(Problem(table.name, "no rows", "add rows"))
     return rows
 
 
@@ -189,7 +190,9 @@ def _checked_rows(
         try:
             name = label_name(row.get(label)) if label else None
         except TypeError:
-            message = f"expected text, a number, true or false in {label!r}, found {row[label]!r}"
+            message = (
+                f"expected text, a number, true or false in {label!r}, found {row[label]!r:.80}"
+            )
             problems.append(Problem(where, message, "correct it or remove the row"))
         else:
             if LONE_SURROGATE.search(name or ""):
@@ -216,7 +219,9 @@ def row_problems(
             if blank_remedy:
                 yield Problem(where, f"no text in {column!r}", blank_remedy)
         elif not isinstance(value, str):
-            yield Problem(where, f"expected text in {column!r}, found {value!r}", "write as text")
+            yield Problem(
+                where, f"expected text in {column!r}, found {value!r:.80}", "write it as text"
+            )
         elif LONE_SURROGATE.search(value):
             yield Problem(where, SURROGATE_MESSAGE, "correct or remove it")
 

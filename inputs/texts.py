@@ -15,12 +15,12 @@ from system.console import InputError, Problem, raise_any, say
 # Texts of similar length share a batch, so a larger window needs less padding. The first windows
 # are small, so that the first answers come soon.
 FIRST_WINDOW, LARGEST_WINDOW = 2**14, 2**20  # Characters.
-# Limits for the values of a label column, and for the texts in a window (1 kB of tokens each).
+# A column with more values holds no labels. The tokens of a text take 1 kB.
 MAX_LABELS, MAX_TEXTS = 100_000, 10_000
 
 
 class TextFile(NamedTuple):
-    """A file of texts that was checked from end to end; `columns` are those to read."""
+    """A file of texts that was checked from end to end; `columns` names the columns to read."""
 
     path: Path
     table: tables.Table
@@ -71,7 +71,7 @@ def look_through(
     problems: list[Problem] = []
     count = len(trained.get("text_column") or text)
     if count != len(text):
-        message = f"wrong number of text columns (expected {count}, found {', '.join(text)})"
+        message = f"wrong number of text columns (expected {count}, found {len(text)})"
         problems.append(Problem(str(path), message, "choose them with --text-column"))
     columns, is_json = dict.fromkeys(table.columns), READERS[path.suffix.lower()].is_json
     labels, rows = set(), 0
@@ -85,7 +85,6 @@ def look_through(
         others = {name: row[name] for name in row if name not in text} if added_columns else {}
         if is_json and tables.LONE_SURROGATE.search(json.dumps(others, ensure_ascii=False)):
             problems.append(Problem(where, tables.SURROGATE_MESSAGE, "correct or remove it"))
-        # A value that cannot be a label is not compared.
         with contextlib.suppress(TypeError):
             if label and len(labels) < MAX_LABELS:
                 labels.add(tables.label_name(row.get(label)))

@@ -32,10 +32,7 @@ class Classifier(NamedTuple):
 
 
 def load(name: str) -> Classifier:
-    """Load a classifier; `name` is the folder of a run or a model, or a Hub id.
-
-    Raises InputError, after the checks that training makes of a model.
-    """
+    """The classifier `name`: the folder of a run or a model, or a Hub id; or an InputError."""
     try:
         return _load(name)
     except InputError as error:

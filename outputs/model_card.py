@@ -9,7 +9,7 @@ from inputs import hub
 from training import settings as rules
 from training.scores import accuracy_line
 
-# The Hub ids of the models whose license is known.
+# The setting `model` → its Hub id, for models with LICENSE.
 MODELS = {
     "builtin": "sentence-transformers/all-MiniLM-L6-v2",
     hub.DEFAULTS["model"]: hub.DEFAULTS["model"],

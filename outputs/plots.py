@@ -182,7 +182,7 @@ def comparison(path: Path, runs: Sequence[tuple[str, Sequence[dict]]]) -> None:
         strict=False,
     )
     for (name, history), (colour, line_style, mark) in zip(runs[:MAX_RUNS], styles, strict=False):
-        # matplotlib hides a label that begins with an underscore, hence the space.
+        # matplotlib hides a label that begins with an underscore, so a space comes first.
         style = {"color": colour, "linestyle": line_style, "label": f" {short(name, 90)}"}
         steps, losses = _columns([line for line in history if "loss" in line], "step", "loss")
         top.plot(steps, smooth(losses) if len(losses) else losses, **style)

@@ -70,7 +70,6 @@ def together() -> Iterator[None]:
     for host, other_problems, _ in others:
         new = (problem for problem in other_problems if problem not in problems)
         problems = problems + [problem._replace(host=host) for problem in new]
-    # --help in the main process ends all processes.
     if end:
         raise end
     console.raise_any([*dict.fromkeys(problems)])
@@ -78,11 +77,8 @@ def together() -> Iterator[None]:
 
 @contextlib.contextmanager
 def local_main_first() -> Iterator[None]:
-    """Let the first process of a machine fill the caches before the other processes use them.
-
-    An InputError of one process is raised in all processes.
-    """
-    # together() waits for all processes: first for the local main process, then for the others.
+    """Let the first process of a machine fill the caches; an InputError is raised in all."""
+    # together() waits for the local main process, then for the other processes.
     if not ranks.is_local_main():
         with together():
             pass
@@ -162,8 +158,8 @@ def data_parallel(model: "nn.Module") -> "nn.Module":
         # Training changes no buffers of an encoder. The bucket view avoids a copy of all gradients.
         forward_sync_buffers=False,
         gradient_as_bucket_view=True,
-        # Some encoders have weights that no classifier reads. Also, this keeps the order of sums
-        # equal from the first step on, so that a resumed run has equal bits.
+        # Some encoders have weights that no classifier reads. The search also keeps
+        # the order of sums equal from the first step on, so that a resumed run has equal bits.
         find_unused_parameters=True,
     )
 

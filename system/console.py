@@ -275,7 +275,7 @@ def reason(error: Exception) -> str:
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return f"--compile: {one_line(error)[:300]}; use --no-compile"
     if isinstance(error, OSError):
-        return f"{one_line(error)}; free space on the disk, or make HF_HOME writable"
+        return f"{one_line(error)}; check the free space, and if HF_HOME is writable"
     if isinstance(error, RunError):
         return one_line(error)
     raise error

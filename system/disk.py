@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from system.console import RunError, one_line
 
-# The names of files and folders that are being written, and of folders that are being replaced.
+# Endings of the names of files and folders that are being written, and being replaced.
 PARTIAL, OLD = ".partial", ".old"
 
 
@@ -130,5 +130,5 @@ def write_errors(path: Path) -> Iterator[None]:
         if not isinstance(cause, OSError | SafetensorError) and "os error" not in str(error):
             raise
         reason = getattr(cause, "strerror", None) or one_line(cause)
-        remedy = "correct this and repeat the command, for a run with --output-dir and --resume"
+        remedy = "make space, then repeat the command (a run needs --output-dir and --resume)"
         raise RunError(f"{path} could not be written ({reason}); {remedy}") from error

@@ -23,7 +23,6 @@ from system.console import InputError, Problem, RunError
 if TYPE_CHECKING:
     from torch import distributed
 
-# Packages whose version must be the same on all machines of a run.
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "evaluate", "numpy", "safetensors")
 CODE_FOLDERS = (".", "inputs", "training", "outputs", "system")
 # torchrun's own rendezvous has waited for all machines before this wait.
@@ -34,7 +33,7 @@ def join(argv: list[str]) -> None:
     """Meet the other processes; InputError if their code, versions or command lines differ."""
     if ranks.world_size() == 1:
         return
-    # This hides DistributedDataParallel's warnings about its options; torch reads it at import.
+    # ERROR hides DistributedDataParallel's warnings; torch reads the variable at import.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch
     from torch import distributed
@@ -42,7 +41,6 @@ def join(argv: list[str]) -> None:
     has_gpus = torch.cuda.is_available()
     if has_gpus and ranks.local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(ranks.local_rank())
-    # gloo exchanges tensors in CPU memory, NCCL exchanges tensors on GPUs.
     backends = "cpu:gloo,cuda:nccl" if has_gpus else "gloo"
     numbers = {"rank": ranks.rank(), "world_size": ranks.world_size()}
     distributed.init_process_group(backends, store=_store(), **numbers)

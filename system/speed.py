@@ -138,7 +138,7 @@ def complete_gradients(model: nn.Module) -> None:
 class OneDNNLinear(nn.Linear):
     """A float32 linear layer that computes with oneDNN.
 
-    torch uses MKL instead, which leaves half of AMD's AVX-512 units idle: 224 GFLOP/s, not 444
+    torch uses MKL instead, which leaves half of a Zen 5's AVX-512 units idle: 224 GFLOP/s, not 444
     (docs/performance.md). Intel's CPUs were not measured.
     """
 

@@ -176,7 +176,7 @@ ERRORS = {
     "a full disk": (
         OSError(28, "No space left on device"),
         1,
-        ["[Errno 28] No space left on device; free space on the disk, or make HF_HOME writable"],
+        ["[Errno 28] No space left on device; check the free space, and if HF_HOME is writable"],
     ),
     "no compiler": (
         CompilerError("no C++ compiler"),

@@ -146,7 +146,7 @@ for name, write in writers.items():
     except disk.RunError as error:
         print(error)
 """
-REMEDY = "correct this and repeat the command, for a run with --output-dir and --resume"
+REMEDY = "make space, then repeat the command (a run needs --output-dir and --resume)"
 
 
 def test_the_full_disk_error_of_every_library_names_the_file(tmp_path):

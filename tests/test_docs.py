@@ -2,6 +2,7 @@
 
 import ast
 import io
+import json
 import re
 import shlex
 import shutil
@@ -90,21 +91,32 @@ def test_each_command_of_the_pages_does_its_job(folder, in_process, monkeypatch,
     stdin = io.BufferedReader(io.BytesIO(Path(source).read_bytes() if source else b""))
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stdin, isatty=lambda: False))
     monkeypatch.setattr(sys.stdout, "reconfigure", lambda **_: None, raising=False)
+    Path("runs/first/curves.png").unlink()
     {"predict.py": predict, "report.py": report}[program].main(arguments)
     out = capfd.readouterr().out
     if "--output" in arguments:
         assert Path(arguments[arguments.index("--output") + 1]).stat().st_size > 9
     elif program == "predict.py":
-        assert re.fullmatch(r"((negative|positive)\t[01]\.\d{4}\n)+", out)
+        rows = 40 if "reviews.csv" in arguments else 2
+        assert re.fullmatch(rf"((negative|positive)\t[01]\.\d{{4}}\n){{{rows}}}", out)
     elif len(arguments) > 1:
         assert out.startswith("run") and Path("runs/comparison.png").exists()
+    else:
+        assert Path("runs/first/curves.png").exists()
 
 
 @pytest.mark.parametrize(
     "code", [pytest.param(code, id=f"{page} {mark}") for page, mark, code in fences("python")]
 )
 def test_the_python_code_of_the_pages_runs_as_it_stands(folder, code):
-    exec(code, {})
+    names: dict = {}
+    exec(code, names)
+    if "tickets.csv" in code:
+        record = json.loads((names["result"].folder / "run.json").read_text())
+        # One of the 41 rows has no text.
+        assert sum(record["sentences"].values()) == 40
+        assert record["labels"] == ["negative", "positive"]
+        assert names["result"].model_folder.is_dir()
 
 
 def test_every_command_of_the_pages_is_run_by_a_test_or_by_hand():
@@ -172,6 +184,9 @@ def test_the_step_by_hand_runs_and_does_what_it_says(capsys, monkeypatch):
     answers = re.findall(r"^(this is .*): (\w+) \((0\.\d+)\)$", out, re.MULTILINE)
     assert [sentence for sentence, *_ in answers] == names["sentences"]
     assert len(seen["gradients"]) == 2
+    printed, expected = (re.split(r"(\d+\.\d+)", text) for text in (out, block("by hand prints")))
+    assert printed[::2] == expected[::2]
+    assert [*map(float, printed[1::2])] == pytest.approx([*map(float, expected[1::2])], abs=0.02)
 
     # Its sentences on the loss by hand, on zero_grad, and on train and eval.
     model, batch, labels = names["model"], names["batch"], names["labels"]
@@ -239,8 +254,13 @@ def messages(source: str) -> set[str]:
     for function in functions:
         nodes = list(ast.walk(function))
         calls = [n for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
-        texts = [c.args[1] for c in calls if c.func.id == "Problem" and len(c.args) > 1]
+        texts = [c.args[1] for c in calls if c.func.id in ("Problem", "_error") and len(c.args) > 1]
         texts += [c.args[0] for c in calls if c.func.id == "RunError"]
+        # A list of problems may hold tuples that become a Problem later.
+        added = [
+            n.args[0] for n in nodes if isinstance(n, ast.Call) and "append" in ast.unparse(n.func)
+        ]
+        texts += [t.elts[0] for t in added if isinstance(t, ast.Tuple)]
         names = {text.id for text in texts if isinstance(text, ast.Name)}
         assignments = [n for n in nodes if isinstance(n, ast.Assign)]
         texts += [a.value for a in assignments if names & {ast.unparse(t) for t in a.targets}]

@@ -27,7 +27,11 @@ FILES = {
         "line 42: expected UTF-8, found byte 0xe9",
     ),
     "UTF-16": ("a.csv", CSV.encode("utf-16"), "line 1: expected UTF-8, found byte 0xff"),
-    "ragged row": ("a.csv", CSV + "good\n", "line 42: wrong number of fields (found 1"),
+    "ragged row": (
+        "a.csv",
+        CSV + "good\n",
+        "line 42: wrong number of fields (found 1, expected 2)",
+    ),
     "ragged after a quoted newline": (
         "a.csv",
         CSV + '"two\nlines",positive\ngood\n',

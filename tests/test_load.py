@@ -32,7 +32,11 @@ def test_problems_of_flags_and_of_their_files_are_reported_at_once(in_process, t
     (tmp_path / "model").mkdir()
     flags = ["--epochs", "0", "--model", "model", "--data", "no.csv"]
     run = in_process(*flags, "--output-dir", "run")
-    messages = ["--epochs: must be", "--data no.csv: no such file", "--model model: no weights"]
+    messages = [
+        "--epochs: must be a whole number from 1 to 2147483647 (found 0)",
+        "--data no.csv: no such file",
+        "--model model: no weights",
+    ]
     messages += ["--model model: missing config.json", "--model model: missing tokenizer"]
     check_refused(run, tmp_path / "run", *messages)
 

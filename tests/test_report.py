@@ -177,9 +177,9 @@ def test_report_py_on_several_runs_prints_a_table_and_draws_one_picture(two_runs
 
 
 def test_folders_without_a_run_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"run\.json is missing"):
+    with pytest.raises(InputError, match=r"run\.json is missing; name the folder of a run$"):
         report.main([str(tmp_path / "nothing")])
-    with pytest.raises(InputError, match=r"run\.json is missing"):
+    with pytest.raises(InputError, match=r"run\.json is missing; name the folder of a run$"):
         report.main([str(tmp_path)])
 
 

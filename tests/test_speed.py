@@ -242,8 +242,8 @@ def test_bf16_and_compiled_models_keep_torchs_own_linear_layers(tmp_path, monkey
         ("cpu", 2, True, 4, "cpu"),
         ("cuda", 0, True, 1, "no such device here; use --device auto"),
         ("mps", 0, True, 2, "no such device here; use --device auto"),
-        ("auto", 1, False, 2, "2 processes on a machine with 1 GPU; use torchrun"),
-        ("cuda", 3, False, 4, "4 processes on a machine with 3 GPUs; use torchrun"),
+        ("auto", 1, False, 2, "machine with 1 GPU; use torchrun --nproc-per-node 1"),
+        ("cuda", 3, False, 4, "machine with 3 GPUs; use torchrun --nproc-per-node 3"),
     ],
 )
 def test_a_device_is_chosen_or_refused(monkeypatch, name, gpus, has_mps, processes, expected):

@@ -123,7 +123,9 @@ def test_a_row_becomes_its_line_text_pair_and_label(tmp_path):
 
 
 def test_labels_that_are_neither_words_nor_numbers_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"in 'label', found \[1\]; correct it"):
+    with pytest.raises(
+        InputError, match=r"line 1: expected text, a number.*, found \[1\]; correct it"
+    ):
         load_text(tmp_path, "a.jsonl", '{"text": "a", "label": [1]}\n')
 
 

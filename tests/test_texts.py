@@ -31,11 +31,13 @@ UNUSABLE = [
     pytest.param(
         ["a.csv", "--text-column", "sentence", "b"],
         {"a.csv": "sentence,b\nx,y\n"},
-        "(expected 1, found sentence, b); choose them with --text-column",
+        "(expected 1, found 2); choose them with --text-column",
         id="two columns for a model of one",
     ),
     pytest.param(["a.csv"], {"a.csv": ""}, "a.csv: no rows", id="an empty file"),
-    pytest.param(["a.csv"], {"a.csv": CSV + "x\n"}, "line 42: wrong number", id="a ragged row"),
+    pytest.param(
+        ["a.csv"], {"a.csv": CSV + "x\n"}, "a.csv, line 42: wrong number", id="a ragged row"
+    ),
     pytest.param(
         ["a.jsonl"],
         {"a.jsonl": '{"text": 5}\n'},
@@ -78,7 +80,7 @@ def test_a_blank_text_is_refused_only_in_a_file_for_glue(predicted, tmp_path):
     assert predicted("gap.jsonl").code == 0
     run = predicted("gap.jsonl", "--glue", "--output", "gap.tsv")
     assert run.code == 2 and len(run.errors) == 2 and not (tmp_path / "gap.tsv").exists()
-    assert "gap.jsonl, line 2: no text in 'sentence'; fill it in" in run.errors[0]
+    assert "gap.jsonl, line 2: no text in 'sentence'; fill it in, because GLUE" in run.errors[0]
 
 
 def test_the_columns_of_training_are_read_if_the_file_has_them(tmp_path):

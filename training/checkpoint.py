@@ -17,7 +17,7 @@ from system.console import InputError, Problem, RunError, one_line
 
 # A change of the fields of State, or of their meaning, needs a new number.
 FORMAT = 3
-# Stands after the bytes of torch.save, which torch.load ignores.
+# The seal follows torch.save's bytes; torch.load ignores the seal.
 SEAL = "\nfinetune.py checkpoint, format {}, SHA-256 {}\n"
 REMEDY = "restore it from a copy, or remove it to start the run again from step 0"
 
@@ -26,10 +26,8 @@ REMEDY = "restore it from a copy, or remove it to start the run again from step 
 class State:
     """The progress of a run: a checkpoint holds it beside the tensors of model and optimizer.
 
-    `run` has the entries of run.json that identify the run. `epoch` counts complete epochs, `step`
-    complete steps of all epochs, `sentences` the sentences in these steps. `window` has loss and
-    gradient norm of each unlogged step. `history` has the lines of metrics.jsonl, `best` the kept
-    epoch and its scores.
+    `run` identifies the run. Complete epochs, steps and sentences are counted. `window` has loss
+    and gradient norm of unlogged steps, `history` the logged lines, `best` the kept epoch.
     """
 
     run: dict

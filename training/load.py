@@ -47,7 +47,6 @@ def load(requested: Settings) -> Loaded:
         # Problems are reported before a long download of the model, not after it.
         if not problems or not hub.is_needed("model", settings.model):
             with collect_problems(problems):
-                # The seed decides the weights of a new head.
                 torch.manual_seed(settings.seed)
                 loaded = encoder.load(settings.model, labels, settings.max_length)
         raise_any(problems)

@@ -17,7 +17,6 @@ from system.console import InputError, Problem, RunError, Stopped, collect_probl
 if TYPE_CHECKING:
     from training.settings import Settings
 
-# The globals of finetune.py.
 Constants = Mapping[str, object]
 _running = threading.Lock()
 
@@ -61,7 +60,9 @@ def call(
 
     if not _running.acquire(blocking=False):
         # Two runs would share torch's random numbers.
-        problem = Problem("finetune()", "another run is active in this process", "wait for its end")
+        problem = Problem(
+            "finetune()", "another run is active in this process", "wait until it ends"
+        )
         raise InputError(problem)
     try:
         chosen = read_settings(settings.from_keywords, constants, keywords)

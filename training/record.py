@@ -152,7 +152,7 @@ def changed_settings(
 
 
 def same_inputs(values: Values, record: dict) -> dict[str, bool]:
-    """For each of data and model that is a local file: whether it is the same as in `record`."""
+    """For data and model, if they are local files: True if their content is that of `record`."""
     fingerprints, same = record["fingerprints"], {}
     if "data" in values and (digests := tables.digests(values["data"])):
         same["data"] = digests == fingerprints.get("files")
@@ -177,8 +177,7 @@ def resumed(initial: dict, current: dict, step: int) -> dict:
         say(hub.stand_in_line(initial["replaced"]))
     old, new = _conditions(initial), _conditions(current)
     if changes := [f"{k} {old[k]}, now {new[k]}" for k in new if new[k] != old[k]]:
-        listed = ", ".join(changes)
-        say(f"NOTE: different from the start of the run: {listed}; the numbers may differ")
+        say(f"NOTE: different from the start of the run: {', '.join(changes)}; numbers may differ")
     changed = {k: v for k, v in current["settings"].items() if v != initial["settings"].get(k)}
     changed.pop("resume", None)
     entry = {"step": step, "started": current["started"]}

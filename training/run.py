@@ -45,7 +45,7 @@ class Run:
     # 1. The folder is locked before anything is read, so that no other process changes the files.
     # 2. Settings, data and model are compared with run.json before anything is written.
     # 3. The whole checkpoint is checked; metrics.jsonl is cut back to its step.
-    # 4. The main process loads weights and AdamW's averages, then sends them to the others.
+    # 4. The main process loads weights and AdamW's averages, and sends them to all processes.
     # 5. From here signals wait for the end of a step, because there is a state to save.
     # 6. The kept model is written again if a kill came between a checkpoint and the model.
 
@@ -68,7 +68,6 @@ class Run:
         self._model, self._tokenizer, self._optimizer = model, tokenizer, optimizer
         if ranks.is_main() and self.checkpoint_file.exists():
             checkpoint.restore(self.checkpoint_file, model, optimizer)
-        # train() calls data_parallel(), which sends the weights.
         collectives.broadcast_averages(optimizer)
         has_board = self.settings.tensorboard and ranks.is_main()
         total = self.settings.epochs * self.record["sentences"]["train"]
@@ -80,8 +79,8 @@ class Run:
             try:
                 self._write_kept_model()
                 yield
-                # A signal may come after the last batch, where `watch` does not check any more.
-                self.stop_on_signal()
+                # A signal may come after the last batch, after which `watch` does not check.
+                self.stop_if_signalled()
             except Stopped:
                 self.save()
                 # A barrier, because torchrun ends all processes when the first has ended.
@@ -111,11 +110,11 @@ class Run:
         self._line_start = self.state.sentences, time.monotonic()
         with console.progress(len(loader), "batches", title, show=bool(title)) as bar:
             for batch in loader:
-                self.stop_on_signal()
+                self.stop_if_signalled()
                 yield batch
                 bar.update()
 
-    def stop_on_signal(self) -> None:
+    def stop_if_signalled(self) -> None:
         """Raise Stopped in all processes if one of them got a signal."""
         if number := collectives.highest(self._signals.number):
             raise Stopped(number)

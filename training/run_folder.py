@@ -120,10 +120,7 @@ def result_line(folder: Path | str, result: dict) -> str:
 
 @contextlib.contextmanager
 def claim(settings: Settings, record: dict) -> Iterator[Claimed]:
-    """Lock the folder of a new run, or of the run to resume; only the main process does.
-
-    InputError if another process has the lock, or if the run cannot be resumed.
-    """
+    """Create and lock a run's folder, or resume its run; InputError if that is not possible."""
     with contextlib.ExitStack() as locks:
         yield collectives.from_main(_create_or_resume, locks, settings, record)
 
@@ -137,7 +134,8 @@ def _create_or_resume(locks: contextlib.ExitStack, settings: Settings, current: 
     initial, path, values = records.read(folder), folder / CHECKPOINT, settings.as_dict()
     if initial and (initial["result"] or not settings.resume):
         event = "completed" if initial["result"] else "started"
-        raise _error(folder, f"another process has {event} this run", "repeat the command")
+        remedy = "repeat the command" if settings.resume else "choose a new folder"
+        raise _error(folder, f"another process has {event} this run", remedy)
     if initial:
         old, new = initial["fingerprints"], current["fingerprints"]
         same = {part: old.get(part) == new[part] for part in ("data", "model")}
@@ -150,7 +148,6 @@ def _create_or_resume(locks: contextlib.ExitStack, settings: Settings, current: 
         disk.clear_leftovers(folder / name)
     record = records.resumed(initial, current, state.step) if initial else current
     if initial:
-        # The resumed run logs the lines after the checkpoint again.
         disk.write_lines(folder / records.METRICS, state.history)
     disk.write_json(folder / records.NAME, record)
     return Claimed(folder, record, state)

@@ -43,7 +43,6 @@ def gather_answers(
 
     own = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
     gathered = collectives.all_gather((np.concatenate(rows), *own))
-    # A process may have no rows.
     shares = [arrays for arrays in gathered if len(arrays[0])]
     numbers, *columns = (np.concatenate(column) for column in zip(*shares, strict=True))
     order = np.argsort(numbers)

@@ -17,7 +17,6 @@ from training import board
 MAX_INTEGER = 2**31 - 1
 # The effect of a setting on the trained model. ROUNDING includes the random numbers of dropout.
 RESULT, ROUNDING, NOTHING = "the result", "rounding", "nothing"
-# The run itself chooses a value in place of these.
 AUTOMATIC = (None, "auto")
 
 
@@ -173,8 +172,7 @@ def _checked(
 ) -> tuple[Values, set[str]]:
     """The valid values, and the names in `explicit_values`, which replace constants.
 
-    `convert` turns an explicit value into its setting's type. `title` turns the name of a setting
-    into its name in messages.
+    `convert` turns an explicit value into its setting's type; `title` gives its name in messages.
     """
     values = {}
     for name, field in ROWS.items():
@@ -187,7 +185,6 @@ def _checked(
             rule["check"](value)
         except InputError as error:
             problems += error.problems
-        # A name can be too long, or a folder unreadable.
         except OSError as error:
             problems.append(Problem(str(value), error.strerror, flag=flag(name)))
         except (ValueError, OverflowError) as error:

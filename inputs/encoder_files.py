@@ -33,7 +33,7 @@ def check_name(name: str) -> None:
 
 def folder_problems(folder: Path, name: str) -> list[Problem]:
     """The problems with a checkpoint's files; messages call its folder `name`."""
-    problems: list[tuple[str, ...]] = []
+    problems: list[tuple[str, str]] = []
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
         if "auto_map" in config:
@@ -62,7 +62,7 @@ def folder_problems(folder: Path, name: str) -> list[Problem]:
     if not any(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)):
         message = "missing tokenizer files (tokenizer.json or vocab.txt)"
         problems.append((message, "copy them to the folder"))
-    return [Problem(name, *problem)._replace(flag="--model") for problem in problems]
+    return [Problem(name, *problem, "--model") for problem in problems]
 
 
 def find_model(name: str) -> Path:

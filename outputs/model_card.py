@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from inputs import hub
+from system.console import plural
 from training import settings as rules
 from training.scores import accuracy_line
 
@@ -94,7 +95,7 @@ def _scores(result: dict, sentences: dict) -> Iterator[str]:
     points = 100 * result["calibration_error"]
     yield f"Expected calibration error: {points:.1f} points between probability and accuracy."
     if "test_accuracy" in result:
-        size = f"{sentences['test']:,} sentence{'s' * (sentences['test'] != 1)}"
+        size = f"{sentences['test']:,} {plural('sentence', sentences['test'])}"
         yield f"Test split ({size}, used once, at the end): accuracy {result['test_accuracy']:.4f}."
 
 

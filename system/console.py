@@ -114,6 +114,11 @@ def result(line: str) -> None:
         raise RunError(f"standard output could not be written ({error.strerror})") from error
 
 
+def plural(noun: str, number: int) -> str:
+    """The noun as it stands after `number`: 1 epoch, 2 epochs."""
+    return noun if number == 1 else f"{noun}s"
+
+
 def one_line(error: BaseException) -> str:
     """The text of an error on one line, or the name of its type if the text is empty."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from system import collectives, ranks
-from system.console import InputError, Problem
+from system.console import InputError, Problem, plural
 
 # oneDNN would cache 1024 primitives, up to 40 for each length of a batch, in hundreds of megabytes.
 # The primitives of one step are enough. oneDNN reads this variable at its first use.
@@ -26,7 +26,7 @@ def choose_device(name: str) -> str:
     """The device `name`, or for `auto` the first available of cuda, mps, cpu; or an InputError."""
     processes, gpus = ranks.local_world_size(), torch.cuda.device_count()
     if name in ("auto", "cuda") and 0 < gpus < processes:
-        message = f"{processes} processes on a machine with {gpus} GPU{'s' * (gpus != 1)}"
+        message = f"{processes} processes on a machine with {gpus} {plural('GPU', gpus)}"
         remedy = f"use torchrun --nproc-per-node {gpus}"
         raise InputError(Problem(name, message, remedy, "--device"))
     available = {

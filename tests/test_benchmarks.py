@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from harness.helpers import PAGES, README, ROOT, save_tiny
+from harness.helpers import PAGES, ROOT, readme_row, save_tiny
 from harness.hub_server import hub
 from test_hub import MODEL, environment, repositories  # noqa: F401
 from torch.utils.flop_counter import FlopCounterMode
@@ -152,8 +152,7 @@ def test_the_readmes_speed_rows_agree_with_the_recorded_rounds():
         "`Trainer` grouped by length, float32": "Trainer, grouped by length",
     }
     for title, contender in contenders.items():
-        row = next(line for line in README.splitlines() if line.startswith(f"| {title} |"))
-        _, batch, ratio, processor = row.strip("| ").split(" | ")
+        _, batch, ratio, processor = readme_row(title)
         names = f"this project @{batch}", f"{contender} @{batch}"
         rates = [[results[name]["sentences_per_second"] for name in names] for results in rounds]
         digits = len(ratio.partition(".")[2])

@@ -1,7 +1,6 @@
 """The README and docs/ say what the program does: their code and commands run, their links lead."""
 
 import ast
-import io
 import json
 import re
 import shlex
@@ -9,40 +8,32 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from harness.helpers import CSV, PAGES, README, ROOT, ROWS, block, save_tiny
+from harness.helpers import CSV, FENCE, PAGES, README, ROOT, ROWS, block, fences, save_tiny
 from harness.settings_page import PAGE, settings_page
+from test_rooms import program
 from torch.nn.functional import cross_entropy
 
-import predict
 import report
 from inputs import encoder_files
-from system import console
 
 DOCS = ROOT / "docs"
-FENCE = re.compile(r"(?:<!-- ([^>\n]+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROGRAM = re.compile(r"python (finetune|predict|report)\.py\b.*")
 # Blocks that no test can run: they install, need a network or a cluster, or take long. They are run
 # by hand.
 BY_HAND: set[str] = {"run", "devices", "faults", "nodes", "contribute", "onnx", "tensorboard"}
 
 
-def fences(language: str) -> list[tuple[str, str, str]]:
-    """The blocks of all pages in `language`: page, mark or "", content."""
-    return [
-        (page.name, match[1] or "", match[3])
-        for page in PAGES
-        for match in FENCE.finditer(page.read_text("utf-8"))
-        if match[2] == language
-    ]
+def code_of(language: str) -> list[tuple[str, str, str]]:
+    """The blocks of all pages in `language`: name of the page, mark, content."""
+    return [(page.name, mark, code) for page, mark, kind, code in fences() if kind == language]
 
 
 def commands() -> list[str]:
     """Each different line of the pages that runs one of the three programs."""
-    lines = (line for *_, code in fences("bash") for line in code.splitlines())
+    lines = (line for *_, code in code_of("bash") for line in code.splitlines())
     return sorted({line.partition("  #")[0] for line in lines if PROGRAM.match(line)})
 
 
@@ -70,33 +61,33 @@ def folder(trained, small_builtin, tmp_path, monkeypatch) -> Path:
         (tmp_path / name).write_text(text)
     for name in ("first", "second"):
         shutil.copytree(trained.folder, tmp_path / "runs" / name)
-    for name in ("end_on_signals", "stop_on_signals", "ignore_signals"):
-        monkeypatch.setattr(console, name, lambda: None)
-    monkeypatch.setattr(predict.signal, "signal", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.mark.parametrize("command", commands())
-def test_each_command_of_the_pages_does_its_job(folder, in_process, monkeypatch, capfd, command):
+def test_each_command_of_the_pages_does_its_job(folder, in_process, predicted, capfd, command):
     line, _, source = command.partition(" < ")
-    _, program, *arguments = shlex.split(line, comments=True)
+    _, script, *arguments = shlex.split(line, comments=True)
     runs = sorted(str(path) for path in Path("runs").glob("*"))
     arguments = [path for word in arguments for path in (runs if word == "runs/*" else [word])]
-    if program == "finetune.py":
+    if script == "finetune.py":
         shutil.rmtree("runs")
         run = in_process(*arguments)
         assert run.code == 0 and run.out.startswith("epoch 0: {'accuracy': "), run.err
         return
-    stdin = io.BufferedReader(io.BytesIO(Path(source).read_bytes() if source else b""))
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stdin, isatty=lambda: False))
-    monkeypatch.setattr(sys.stdout, "reconfigure", lambda **_: None, raising=False)
-    Path("runs/first/curves.png").unlink()
-    {"predict.py": predict, "report.py": report}[program].main(arguments)
-    out = capfd.readouterr().out
+    if script == "predict.py":
+        stdin = Path(source).read_bytes() if source else b""
+        run = predicted(*arguments[1:], stdin=stdin, run=arguments[0])
+        assert run.code == 0, run.err
+        out = run.out
+    else:
+        Path("runs/first/curves.png").unlink()
+        report.main(arguments)
+        out = capfd.readouterr().out
     if "--output" in arguments:
         assert Path(arguments[arguments.index("--output") + 1]).stat().st_size > 9
-    elif program == "predict.py":
+    elif script == "predict.py":
         rows = 40 if "reviews.csv" in arguments else 2
         assert re.fullmatch(rf"((negative|positive)\t[01]\.\d{{4}}\n){{{rows}}}", out)
     elif len(arguments) > 1:
@@ -106,7 +97,7 @@ def test_each_command_of_the_pages_does_its_job(folder, in_process, monkeypatch,
 
 
 @pytest.mark.parametrize(
-    "code", [pytest.param(code, id=f"{page} {mark}") for page, mark, code in fences("python")]
+    "code", [pytest.param(code, id=f"{page} {mark}") for page, mark, code in code_of("python")]
 )
 def test_the_python_code_of_the_pages_runs_as_it_stands(folder, code):
     names: dict = {}
@@ -124,16 +115,16 @@ def test_the_python_code_of_the_pages_runs_as_it_stands(folder, code):
 def test_every_command_of_the_pages_is_run_by_a_test_or_by_hand():
     tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests").glob("*.py"))
     run_by_tests = set(re.findall(r"block\(\"(.+?)\"\)", tests)) | {"ruff"}
-    for page, mark, code in fences("bash"):
+    for page, mark, code in code_of("bash"):
         others = [line for line in code.splitlines() if line and not PROGRAM.match(line)]
         assert not others or mark in run_by_tests | BY_HAND, (page, others)
-    marks = {mark for _, mark, _ in fences("bash")}
+    marks = {mark for _, mark, _ in code_of("bash")}
     assert marks >= BY_HAND and not BY_HAND & run_by_tests
 
 
 def test_a_block_that_stands_on_two_pages_is_the_same_on_both():
     blocks: dict[str, str] = {}
-    for page, mark, code in fences("bash") + fences("python"):
+    for page, mark, code in code_of("bash") + code_of("python"):
         assert not mark or blocks.setdefault(mark, code) == code, (page, mark)
 
 
@@ -166,12 +157,12 @@ def test_the_page_of_settings_is_made_from_the_constants():
 
 
 def test_the_step_by_hand_runs_and_does_what_it_says(capsys, monkeypatch):
-    seen = {"losses": [], "gradients": []}
+    gradients = []
     step = torch.optim.AdamW.step
 
     def watch(optimizer, *arguments):
         weight = optimizer.param_groups[0]["params"][-1]
-        seen["gradients"].append(weight.grad.clone())
+        gradients.append(weight.grad.clone())
         return step(optimizer, *arguments)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", watch)
@@ -185,7 +176,7 @@ def test_the_step_by_hand_runs_and_does_what_it_says(capsys, monkeypatch):
     assert torch.allclose(names["probabilities"].sum(dim=1), torch.ones(3))
     answers = re.findall(r"^(this is .*): (\w+) \((0\.\d+)\)$", out, re.MULTILINE)
     assert [sentence for sentence, *_ in answers] == names["sentences"]
-    assert len(seen["gradients"]) == 2
+    assert len(gradients) == 2
     printed, expected = (re.split(r"(\d+\.\d+)", text) for text in (out, block("by hand prints")))
     assert printed[::2] == expected[::2]
     assert [*map(float, printed[1::2])] == pytest.approx([*map(float, expected[1::2])], abs=0.02)
@@ -236,8 +227,7 @@ def test_the_table_of_rooms_lists_every_module_once_and_room_by_room():
     page = (DOCS / "architecture.md").read_text("utf-8")
     listed = re.findall(r"^\| `([\w/]+\.py)` \|", page, re.MULTILINE)
     rooms = ("", "inputs", "training", "outputs", "system")
-    files = [file for room in rooms for file in (ROOT / room).glob("*.py")]
-    modules = [f.relative_to(ROOT).as_posix() for f in files if f.name != "__init__.py"]
+    modules = [module for module in program() if not module.endswith("__init__.py")]
     assert sorted(listed) == sorted(modules)
     order = [rooms.index(file.rpartition("/")[0]) for file in listed]
     assert order == sorted(order)
@@ -294,16 +284,15 @@ def test_each_error_of_a_module_is_explained_on_its_page(page, modules):
 
 def test_each_private_interface_of_a_library_that_the_program_uses_is_listed():
     page = (DOCS / "architecture.md").read_text("utf-8").partition("## Private interfaces")[2]
-    rooms = ("", "inputs", "training", "outputs", "system")
-    for file in [file for room in rooms for file in (ROOT / room).glob("*.py")]:
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+    for module, source in program().items():
+        for node in ast.walk(ast.parse(source)):
             if not isinstance(node, ast.Attribute) or not re.match("_[^_]", node.attr):
                 continue
             owner = ast.unparse(node.value).split(".")[0]
             if owner in ("self", "cls", "os") or node.attr in ("_replace", "_asdict", "_fields"):
                 continue
-            row = rf"^\| `[\w.]*\b{node.attr}` \|.*`{file.relative_to(ROOT).as_posix()}`"
-            assert re.search(row, page, re.MULTILINE), (file.name, ast.unparse(node))
+            row = rf"^\| `[\w.]*\b{node.attr}` \|.*`{module}`"
+            assert re.search(row, page, re.MULTILINE), (module, ast.unparse(node))
 
 
 def test_the_code_passes_ruff():

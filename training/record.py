@@ -10,7 +10,7 @@ from pathlib import Path
 
 from inputs import encoder_files, hub, tables
 from system import ranks, rendezvous
-from system.console import InputError, Problem, one_line, say
+from system.console import InputError, Problem, one_line, plural, say
 from training import settings as rules
 from training.settings import AUTOMATIC, Settings, Values
 
@@ -84,7 +84,7 @@ def summary(record: dict) -> list[str]:
     shared = f", shared by {processes} processes" if processes > 1 else ""
     return [
         f"{settings['model']} on {settings['data']} (columns {columns}): {sizes}; {classes}",
-        f"{epochs} epoch{'s' * (epochs != 1)} of {steps:,} step{'s' * (steps != 1)}, learning rate "
+        f"{epochs} {plural('epoch', epochs)} of {steps:,} {plural('step', steps)}, learning rate "
         f"{settings['learning_rate']:g}, {settings['device']}, {settings['precision']}{shared}",
     ]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from system import collectives
+from system.console import plural
 
 if TYPE_CHECKING:
     import evaluate
@@ -130,7 +131,7 @@ def accuracy_line(result: dict, sentences: int) -> str:
     half = (high - low) / 2
     # Near 0 and 1 the interval is not symmetric.
     margin = f" ± {100 * half:.1f} points" if half < accuracy < 1 - half else ""
-    number = f"{sentences:,} sentence{'s' * (sentences != 1)}"
+    number = f"{sentences:,} {plural('sentence', sentences)}"
     ends = f"{low:.4f} to {high:.4f}, the 95 % interval of {number}"
     return f"accuracy {accuracy:.4f}{margin} ({ends})"
 

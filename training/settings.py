@@ -220,6 +220,12 @@ def _from_constant(value: object, name: str) -> object:
     return value
 
 
+def comments(page: Path) -> dict[str, str]:
+    """The comment above each constant of `page`: the help text of its flag, too."""
+    blocks = re.findall(r"((?:^# .*\n)+)([A-Z_]+)\b.*=", page.read_text("utf-8"), re.MULTILINE)
+    return {name: " ".join(re.findall(r"# (.*)", comment)) for comment, name in blocks}
+
+
 def _parser(constants: Mapping[str, object], with_help: bool) -> argparse.ArgumentParser:
     parser = Parser(
         prog=Path(constants["__file__"]).name,
@@ -228,10 +234,7 @@ def _parser(constants: Mapping[str, object], with_help: bool) -> argparse.Argume
     )
     # argparse alone would take the values `-1e-5` and `-inf` for flags.
     parser._negative_number_matcher = re.compile(r"-(\d.*|\.\d.*|inf|nan)")
-    # The comment above a constant is its help text, so that the two can't differ.
-    source = Path(constants["__file__"]).read_text("utf-8") if with_help else ""
-    comments = re.findall(r"((?:^# .*\n)+)([A-Z_]+)\b.*=", source, re.MULTILINE)
-    helps = {name: " ".join(re.findall(r"# (.*)", comment)) for comment, name in comments}
+    helps = comments(Path(constants["__file__"])) if with_help else {}
     for name, field in ROWS.items():
         constant, (kind, _) = name.upper(), _kind(name)
         values = f"[{field.metadata['description']}; now {constants[constant]}]"

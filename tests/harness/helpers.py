@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SST2 = Path(os.environ.get("SST2", ROOT.parent / "shared" / "sst2"))
 README = (ROOT / "README.md").read_text("utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"(?:<!-- ([^>\n]+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 POSITIVE = ["a fine film", "warm and funny", "what a joy to see", "bright , brisk and moving"]
 NEGATIVE = ["a dull film", "cold and tiresome", "what a bore to see", "dim , slow and clumsy"]
 ROWS = [
@@ -110,11 +111,24 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def fences() -> list[tuple[Path, str, str, str]]:
+    """The fenced blocks of all pages: page, mark or "", language, content."""
+    return [
+        (page, match[1] or "", match[2], match[3])
+        for page in PAGES
+        for match in FENCE.finditer(page.read_text("utf-8"))
+    ]
+
+
 def block(mark: str) -> str:
     """The code after `<!-- mark -->` in the README or in the first page of docs/ that has it."""
-    pages = (page.read_text("utf-8") for page in PAGES if page.exists())
-    matches = (re.search(rf"<!-- {mark} -->\n```\w*\n(.*?)```", page, re.DOTALL) for page in pages)
-    return next(match[1] for match in matches if match)
+    return next(code for _, name, _, code in fences() if name == mark)
+
+
+def readme_row(title: str) -> list[str]:
+    """The cells of the first row of a README table whose first cell begins with `title`."""
+    row = next(line for line in README.splitlines() if line.startswith(f"| {title}"))
+    return [cell.strip() for cell in row.strip("|").split("|")]
 
 
 def limited(folder: Path, resource: str, size: int) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Makes docs/settings.md from the constants: `python tests/harness/settings_page.py`."""
 
-import re
 import sys
 from pathlib import Path
 
@@ -35,7 +34,7 @@ def settings_page() -> str:
     import finetune
     from training import settings
 
-    source = Path(finetune.__file__).read_text("utf-8")
+    comments = settings.comments(Path(finetune.__file__))
     may_change = {
         settings.RESULT: "no",
         settings.ROUNDING: "rounding",
@@ -44,11 +43,10 @@ def settings_page() -> str:
     lines = []
     for name, field in settings.ROWS.items():
         constant, rule = name.upper(), field.metadata
-        (comment,) = re.findall(rf"((?:^# .*\n)+){constant} =", source, re.MULTILINE)
         cells = [
             f"`{constant}`<br>`{settings.flag(name)}`",
             f"`{getattr(finetune, constant)}`",
-            " ".join(re.findall(r"# (.*)", comment)),
+            comments[constant],
             rule["description"],
             may_change[rule["affects"]],
         ]

@@ -60,10 +60,15 @@ def test_no_model_is_downloaded_if_the_data_is_wrong(tmp_path, monkeypatch):
     assert len(caught.value.problems) == 1
 
 
-def test_a_run_has_resolved_settings_and_its_record_also_the_requested_settings(tmp_path, tiny):
+def test_a_run_has_resolved_settings_and_its_record_also_the_requested_settings(
+    tmp_path, tiny, capsys
+):
     (tmp_path / "a.csv").write_text(CSV)
     requested = settings_of("--model", tiny, "--data", tmp_path / "a.csv", "--device", "cpu")
     loaded = load.load(requested)
+    assert (
+        "the classification head is new: it starts from random weights" in capsys.readouterr().err
+    )
     resolved = {
         "text_column": ["sentence"],
         "label_column": "label",

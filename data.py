@@ -1,6 +1,8 @@
 """Labelled text in, batches of tensors out: load, tokenize once, batch by length."""
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import datasets
@@ -10,7 +12,9 @@ import torch
 import transformers
 from torch.utils.data import DataLoader
 
-from inputs import batches, encoder, files, hub, labels, tables
+from inputs import batches, columns, encoder, files, forms, hub, labels, tables
+from inputs import splits as parts
+from inputs.rows import Table
 from system import collectives, ranks
 from system.console import InputError, Problem, collect_problems, progress, raise_any, say
 from system.randomness import generator
@@ -34,8 +38,9 @@ class LabelledText(NamedTuple):
     splits: dict[str, datasets.Dataset]  # train, validation, perhaps test
     labels: list[str]  # The names of the classes, by id.
     ids: dict[str, int]  # The id of each label as written.
-    text_columns: list[str]  # One, or two for pairs.
+    text_columns: list[str]  # One; two for pairs; more are joined.
     label_column: str
+    facts: dict[str, object]  # For run.json: how the files were read.
 
 
 def load(
@@ -43,39 +48,81 @@ def load(
     text_columns: Sequence[str] | None = None,
     label_column: str | None = None,
     seed: int = 0,
+    encoding: str | None = None,
 ) -> LabelledText:
     """The checked splits of `name`; a tenth of train is held out if there is no validation split.
 
     The name is `sst2`, `builtin`, a Hub data set (`id` or `id:config`), a file, or a folder. A
-    column that is None is found by its usual names. `seed` decides which rows are held out.
-    The test split may have no labels, as in GLUE. InputError names the problems of all splits.
+    column that is None is found by its name or its content, and an encoding by the bytes. `seed`
+    decides which rows are held out. A test split without labels is left out, as in GLUE.
+    InputError names the problems of all splits.
     """
-    paths = files.find_files(name)
-    opened: dict[str, tables.Table] = {}
-    splits: dict[str, datasets.Dataset] = {}
-    own_order: list[str] | None = None
+    read = _read_splits(name, text_columns, label_column, encoding)
+    splits = {split: part.checked.rows for split, part in read.items()}
+    opened = {split: part.table for split, part in read.items()}
+    used = read["train"].columns
+    facts: dict[str, object] = {split: tables.report(*part) for split, part in read.items()}
+    own_names = opened["train"].class_names.get(used.label)
+    classes = labels.find_classes(splits, opened, own_names)
+    class_of_row = np.concatenate([parts.class_ids(rows, classes.ids) for rows in splits.values()])
+    first = parts.first_rows(splits)
+    copies = parts.find_copies(splits, opened, class_of_row, first)
+    for note in [*classes.notes, *copies.notes]:
+        say(note)
+    # Other splits come behind the rows of train.
+    train = slice(len(splits["train"]))
+    if "validation" not in splits:
+        splits |= parts.hold_out(splits["train"], class_of_row[train], first[train], seed)
+    sizes = np.bincount(class_of_row[train], minlength=len(classes.names)).tolist()
+    facts |= {"columns": used.source, "classes": sizes, "copies": copies.counts}
+    facts["has_class_names"] = own_names is not None
+    return LabelledText(splits, classes.names, classes.ids, used.text, used.label, facts)
+
+
+class ReadSplit(NamedTuple):
+    """A split as it was read."""
+
+    table: Table
+    columns: columns.Columns
+    checked: tables.Checked
+
+
+def _read_splits(
+    name: str,
+    text_columns: Sequence[str] | None,
+    label_column: str | None,
+    encoding: str | None,
+) -> dict[str, ReadSplit]:
+    """The splits that have labels, train first; InputError has the problems of all splits."""
+    read: dict[str, ReadSplit] = {}
     problems: list[Problem] = []
-    for split, source in (paths or _hub_splits(name)).items():
-        labelled = split != "test"
+    command = f"python finetune.py --data {shlex.quote(name)}"
+    for split, source in (files.find_files(name) or _hub_splits(name)).items():
+        if split != "train" and not (text_columns and label_column):
+            # Every split is read by the columns of train.
+            break
+        is_needed, named = split != "test", [*(text_columns or []), *filter(None, [label_column])]
         with collect_problems(problems):
-            if paths:
-                table = tables.open_file(source)
+            if isinstance(source, Path):
+                table = forms.open_file(source, encoding, named)
             else:
                 table = tables.open_hub_split(source, f"--data {name}, {split}")
-            text, label = tables.find_columns(table, text_columns, label_column, labelled)
-            # Every split is read by the columns of train, even if it has other usual names.
-            text_columns, label_column = text_columns or text, label_column or label
-            own_order = own_order or table.names.get(label)
-            opened[split] = table
-            splits[split] = tables.read_table(table, text, label, labelled)
+            for note in table.notes:
+                say(note)
+            if not is_needed and not columns.find(table, label_column):
+                say(f"the test split has no labels (no column {label_column!r}); it is left out")
+                continue
+            used = columns.find_columns(table, text_columns, label_column, is_needed, command)
+            text_columns, label_column = used.text, used.label
+            checked = tables.read_table(table, used.text, used.label, is_needed)
+            read[split] = ReadSplit(table, used, checked)
     raise_any(problems)
-    if "test" in splits and not labels.has_labels(splits["test"], splits["train"]):
-        del splits["test"]
-        say("the test split has no labels; it is left out")
-    ids, names = labels.label_ids(splits, opened, own_order)
-    if "validation" not in splits:
-        splits = hold_out(splits, ids, seed)
-    return LabelledText(splits, names, ids, text_columns, label_column)
+    if test := read.pop("test", None):
+        if labels.has_labels(test.checked.rows, read["train"].checked.rows):
+            read["test"] = test._replace(checked=tables.drop_unlabelled(test.checked))
+        else:
+            say("the test split has no labels; it is left out")
+    return read
 
 
 def _hub_splits(name: str) -> dict[str, datasets.Dataset]:
@@ -90,24 +137,6 @@ def _hub_splits(name: str) -> dict[str, datasets.Dataset]:
         message = f"no train split (found {', '.join(published)})"
         raise InputError(Problem(name, message, "use another data set", "--data"))
     return splits
-
-
-def hold_out(
-    splits: dict[str, datasets.Dataset], ids: dict[str, int], seed: int
-) -> dict[str, datasets.Dataset]:
-    """Hold out a tenth of each class as validation; a class of one row stays in training."""
-    train = splits["train"]
-    chunks = train.data["label"].chunks
-    classes = np.concatenate([[ids[label] for label in chunk.to_pylist()] for chunk in chunks])
-    rows_of_class = np.bincount(classes)
-    order = np.lexsort((generator(seed, "hold out").random(len(train)), classes))
-    order = order[rows_of_class[classes[order]] > 1]
-    # Every tenth row in the order of classes takes a tenth of each class, and never a whole class.
-    held = np.zeros(len(train), dtype=bool)
-    held[order[::10]] = True
-    kept = {"train": np.flatnonzero(~held), "validation": np.flatnonzero(held)}
-    say(f"no validation split: held out {held.sum():,} of {len(train):,} training sentences")
-    return splits | {split: train.select(rows) for split, rows in kept.items()}
 
 
 def subset(split: datasets.Dataset, size: int, seed: int) -> datasets.Dataset:
@@ -200,10 +229,15 @@ def tokenize_split(
             writer_batch_size=tables.CHUNK_ROWS,
         )
     cut = sum(chunk.true_count for chunk in rows.data["was_cut"].chunks)
-    if cut:
-        say(f"{name}: truncated {cut:,} of {len(rows):,} sentences to {max_length} tokens")
     rows = rows.remove_columns("was_cut")
-    return TokenizedText(rows, tokenizer.pad_token_id, max_length, len(text.labels))
+    tokens = TokenizedText(rows, tokenizer.pad_token_id, max_length, len(text.labels))
+    message = f"truncated {cut:,} of {len(rows):,} sentences to {max_length} tokens"
+    if name == "train":
+        median, high = np.percentile(tokens.lengths, [50, 95])
+        message = f"median length {median:.0f} tokens, 95 % up to {high:.0f}; {message}"
+    if cut or name == "train":
+        say(f"{name}: {message}")
+    return tokens
 
 
 # ---- Batch ----

@@ -18,10 +18,12 @@ from training import program
 MODEL = "distilbert/distilbert-base-uncased"
 # `sst2`, `builtin`, a Hub data set (`id` or `id:config`), a file, or a folder with a train file.
 DATA = "sst2"
-# One column of text, or two for sentence pairs. None: look for a usual name, such as `sentence`.
+# A column of text, or two for sentence pairs. None: find it by its name or by what it holds.
 TEXT_COLUMN = None
-# The column of labels. None: look for a usual name, such as `label`.
+# The column of labels. None: find it by its name or by what it holds.
 LABEL_COLUMN = None
+# The encoding of text files, such as `cp1252`. None: UTF-8, or the one that fits the bytes.
+ENCODING = None
 # Passes over the training data. BERT's authors advise two to four.
 EPOCHS = 3
 # Sentences per optimizer step, over all devices. BERT's authors advise 16 or 32.

@@ -2,7 +2,7 @@
 
 python predict.py runs/first "a fine film" "a dull one"    texts
 python predict.py runs/first < reviews.txt                 one text a line
-python predict.py runs/first reviews.csv --output new.csv  a csv, tsv, jsonl or parquet file
+python predict.py runs/first reviews.csv --output new.csv  a table, such as a csv file
 python predict.py runs/first test.tsv --glue --output SST-2.tsv
                                                            a file for the GLUE benchmark's server
 
@@ -20,6 +20,7 @@ import array
 import contextlib
 import itertools
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,8 +29,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from inputs import labels, tables, texts
-from inputs.files import READERS
+from inputs import encodings, files, labels, tables, texts
 from inputs.texts import MAX_TEXTS, TextFile
 from outputs import writers
 from outputs.writers import Answer
@@ -90,12 +90,14 @@ def label_lines(classifier: "Classifier", parts: Iterable[list[str]], unit: str)
 
 def label_file(classifier: "Classifier", file: TextFile, output: Path | None, glue: bool) -> None:
     """Print or write the prediction for each row of a file, then print the scores."""
-    ids, names = labels.ids_of(file.labels, classifier.labels), classifier.labels
+    names = classifier.labels
+    compares_ids = _knows_order(classifier) or not labels.are_ids(file.labels, names)
+    ids = labels.ids_of(file.labels, names, compares_ids)
     references, predictions = array.array("i"), array.array("i")  # 4 bytes each
 
     def windows(bar: tqdm) -> Iterator[tuple[list[dict], list[Answer]]]:
         for rows in file.windows():
-            batch = [[row.get(column) for column in file.text_columns] for row in rows]
+            batch = [tables.row_texts(row, file.text_columns) for row in rows]
             results = answers(classifier, batch, bar)
             for row, answer in zip(rows, results, strict=True):
                 with contextlib.suppress(TypeError, KeyError):
@@ -109,22 +111,35 @@ def label_file(classifier: "Classifier", file: TextFile, output: Path | None, gl
         if output:
             # A symbolic link is kept, and its target is written.
             ending, target = output.suffix.lower(), output.resolve()
-            table = ending, file.path, file.columns, names, rows
-            fill = (lambda out: writers.write_glue(out, rows)) if glue else None
+            table = ending, Path(file.table.name), file.columns, names, rows
+            fill = (lambda out: writers.write_glue(out, rows, names)) if glue else None
             disk.write_whole(target, fill or (lambda out: writers.write_table(out, *table)))
         elif glue:
-            writers.write_glue(sys.stdout.buffer, rows)
+            writers.write_glue(sys.stdout.buffer, rows, names)
         else:
             for _, results in rows:
                 show(results, names)
-    if unknown := file.labels != {"-1"} and sorted(file.labels - ids.keys()):
+    where = f"{file.table.name}, column {file.label_column!r}"
+    if labels.are_ids(file.labels, names):
+        listed = ", ".join(f"{number} is {name!r}" for number, name in enumerate(names))
+        if not compares_ids:
+            listed = "the order of the model's classes is unknown, so there is no score"
+        say(f"NOTE: {where}: ids in place of names; {listed}")
+    elif unknown := file.labels != {"-1"} and sorted(file.labels - ids.keys()):
         listed = ", ".join(map(repr, unknown[:5]))
-        where = f"{file.path}, column {file.label_column!r}"
         say(f"{where}: labels unknown to the model (found {listed}); their rows get no score")
     if references:
         from training import scores
 
         say(scores.report_lines(references, predictions, names))
+
+
+def _knows_order(classifier: "Classifier") -> bool:
+    """True if the ids of a data set are the model's: its classes had an order before training."""
+    if not classifier.record:
+        return True
+    has_class_names = classifier.record.get("reading", {}).get("has_class_names")
+    return has_class_names or classifier.record["settings"]["data"] in ("builtin", "sst2")
 
 
 def _trained_columns(classifier: "Classifier | None") -> dict[str, list[str]]:
@@ -140,7 +155,7 @@ def _trained_columns(classifier: "Classifier | None") -> dict[str, list[str]]:
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse and check the arguments; InputError has every problem."""
     parser = console.Parser(prog="predict.py", description=__doc__)
-    endings, add = ", ".join(READERS), parser.add_argument
+    endings, add = ", ".join(filter(None, files.ENDINGS)), parser.add_argument
     add("run", metavar="RUN", nargs="?", help="folder of a run or a model, or a Hub id")
     add("texts", metavar="TEXT", nargs="*", help="texts or one file; default: standard input")
     outputs = ", ".join(writers.WRITERS)
@@ -148,6 +163,7 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--glue", action="store_true", help="write the format of GLUE's server")
     add("--text-column", nargs="+", help="one column, or two for pairs; default: as in training")
     add("--label-column", help="column of labels for the scores; default: as in training")
+    add("--encoding", help="encoding of the file; default: UTF-8, else found by its bytes")
     options = parser.parse_intermixed_args(argv)
     arguments, columns = options.texts, options.text_column or []
     # `--text-column a file.csv` takes the file for a second column.
@@ -163,17 +179,17 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
         problems.append(Problem(file_names[0], message, "choose one file"))
     elif options.file and not options.file.is_file():
         problems.append(Problem(file_names[0], "no such file"))
-    elif options.file and options.file.suffix.lower() not in READERS:
+    elif options.file and files.ending(options.file) not in files.ENDINGS:
         message = f"unknown ending {options.file.suffix!r}"
         remedy = f"use one of {endings}, or `< {file_names[0]}` for one text a line"
         problems.append(Problem(file_names[0], message, remedy))
-    for name in ("output", "glue", "text_column", "label_column"):
+    for name in ("output", "glue", "text_column", "label_column", "encoding"):
         if getattr(options, name) and not file_names:
             flag = f"--{name.replace('_', '-')}"
             problems.append(Problem("", "needs a file of texts", "name a file", flag))
-    if len(columns) > 2:
-        message = f"must be one or two columns (found {', '.join(columns)})"
-        problems.append(Problem("", message, flag="--text-column"))
+    if options.encoding and not encodings.is_codec(options.encoding):
+        message = f"must be {encodings.DESCRIPTION} (found {options.encoding!r})"
+        problems.append(Problem("", message, flag="--encoding"))
     problems += _output_problems(options)
     if any(map(tables.LONE_SURROGATE.search, arguments)):
         problems.append(Problem("text on the command line", "not UTF-8", "encode it as UTF-8"))
@@ -188,7 +204,8 @@ def _is_file(word: str) -> bool:
     # A text can be too long for a file name, or contain a NUL.
     except (OSError, ValueError):
         return False
-    return is_there or (Path(word).suffix.lower() in READERS and " " not in word)
+    is_table = files.ending(Path(word)) in filter(None, files.ENDINGS)
+    return is_there or (is_table and " " not in word)
 
 
 def _output_problems(options: argparse.Namespace) -> Iterator[Problem]:
@@ -226,10 +243,11 @@ def main(argv: Sequence[str]) -> None:
     if options.file:
         writes_rows = options.output and not options.glue
         added = (writers.PREDICTION, writers.PROBABILITY) if writes_rows else ()
-        columns = options.text_column, options.label_column
+        chosen = texts.Request(options.text_column, options.label_column, options.encoding)
+        command = f"python predict.py {shlex.join([options.run, str(options.file)])}"
         with collect_problems(problems):
             trained = _trained_columns(classifier)
-            file = texts.look_through(options.file, *columns, trained, added, options.glue)
+            file = texts.look_through(options.file, chosen, trained, added, options.glue, command)
     raise_any(problems)
     console.stop_on_signals()
     if hasattr(signal, "SIGPIPE") and not options.output:

@@ -127,7 +127,9 @@ def answers_of(folder: Path, record: dict) -> tuple["Dataset", Answers]:
             remedy = "call report.py from the folder in which the run was started"
             raise InputError(Problem(str(folder), message, remedy)) from None
         columns = settings["text_column"], settings["label_column"]
-        text = data.load(settings["data"], *columns, settings["seed"])
+        # A run.json of an earlier version has no encoding.
+        encoding = settings.get("encoding")
+        text = data.load(settings["data"], *columns, settings["seed"], encoding)
         rows = text.splits["validation"]
         if records.fingerprint(rows) != record["fingerprints"]["data"]["validation"]:
             message = f"the data {settings['data']} has changed since the run was started"

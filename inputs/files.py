@@ -1,181 +1,90 @@
-"""The rows of a csv, tsv, jsonl or parquet file, with their line numbers.
+"""The names of files: the file or folder of each split, and the form that an ending promises."""
 
-Every reader takes (path, problems, columns, show). It adds each unreadable row to `problems` and
-yields (number, {column: value}) for the other rows. A number is the line on which the row starts,
-or in parquet its row number. The parquet reader reads only `columns`, because others may not be
-readable; with None it yields one row of names. With `show` a reader shows progress.
-"""
-
-import csv
-import json
+import contextlib
+import gzip
 import re
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO
 
 from inputs import hub
-from system.console import InputError, Problem, one_line, progress, raise_any
-
-Rows = Iterator[tuple[int, dict[str, object]]]
+from system.console import InputError, Problem, raise_any
 
 MAX_PROBLEMS = 20
 BUILTIN = Path(__file__).resolve().parents[1] / "builtin"
+# The known endings of tables, each perhaps followed by .gz; the last one is no ending.
+ENDINGS = (".csv", ".tsv", ".txt", ".data", ".label", ".json", ".jsonl", ".parquet", ".arrow")
+ENDINGS += (".xlsx", "")
 SPLIT_NAMES = {
-    "train": ("train",),
-    "validation": ("validation", "dev", "valid", "val", "validation_matched"),
+    "train": ("train", "training"),
+    "validation": ("validation", "dev", "valid", "val", "validation_matched", "dev_matched"),
     "test": ("test",),
 }
+# IMDB's folder of texts without labels.
+UNLABELLED = ("unsup", "unlabeled", "unlabelled")
+BLOCK = 2**20  # Bytes.
 
-csv.field_size_limit(2**31 - 1)  # Characters; the default is 131,072.
 
-
-def at(path: Path | str, number: int, unit: str = "line") -> str:
+def at(name: Path | str, number: int, unit: str = "line") -> str:
     """A place in a file, for messages."""
-    return f"{path}, {unit} {number}"
+    return f"{name}, {unit} {number}"
 
 
-def _lines(path: Path, problems: list[Problem], show: bool = True) -> Iterator[str]:
-    """The physical lines of a file, with their endings; one problem if they are not UTF-8."""
-    size, desc = path.stat().st_size, f"reading {path.name}"
-    with path.open("rb") as file, progress(size, "B", desc, show=show) as bar:
-        is_reported = False
-        for number, line in enumerate(file, 1):
-            try:
-                # Excel writes a byte-order mark before the first character.
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                # Another encoding has such bytes throughout, so one report is enough.
-                if not is_reported:
-                    message = f"expected UTF-8, found byte {line[error.start]:#04x}"
-                    remedy = "save the file as UTF-8 (in Excel: CSV UTF-8)"
-                    problems.append(Problem(at(path, number), message, remedy))
-                is_reported = True
-                if number == 1:
-                    return
-                yield line.decode("utf-8", errors="replace")
-            bar.update(len(line))
+def ending(path: Path) -> str:
+    """The ending that tells the form: .csv for reviews.csv and reviews.csv.gz."""
+    return (path.with_suffix("") if is_gzip(path) else path).suffix.lower()
 
 
-def _dialect(path: Path) -> dict:
-    """The arguments of csv.reader for a csv or tsv file."""
-    if path.suffix.lower() == ".tsv":
-        return _tsv_dialect(path)
-    header = next(filter(str.strip, _lines(path, [])), "")
-    # Excel writes `;` in countries with a decimal comma, so the separator is read off the header.
-    bare = re.sub(r'"[^"]*"', "", header)
-    delimiter = max(",;\t", key=bare.count)
-    return {"delimiter": delimiter, "strict": True, "skipinitialspace": True}
+def is_gzip(path: Path) -> bool:
+    """True if the name promises a file compressed by gzip."""
+    return path.suffix.lower() == ".gz"
 
 
-def _tsv_dialect(path: Path) -> dict:
-    # Excel and pandas quote a field with a tab, newline or quote; GLUE's quotes are plain text.
-    # A wrong number of tabs near a quote proves quoting. Otherwise a field that opens with a quote
-    # and does not close it proves plain text.
-    plain = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    quoted = {"delimiter": "\t", "strict": True}
-    field = re.compile(r'"([^"]|"")*"|(?!").*', re.DOTALL)
-    header = next(_lines(path, []), "").count("\t")
-    all_closed = True
-    for line in _lines(path, []):
-        line = line.rstrip("\r\n")
-        if line and line.count("\t") != header:
-            return quoted if '"' in line or not all_closed else plain
-        all_closed = all_closed and all(map(field.fullmatch, line.split("\t")))
-    return quoted if all_closed else plain
-
-
-def _delimited_rows(
-    path: Path, problems: list[Problem], _: list[str] | None = None, show: bool = True
-) -> Rows:
-    reader = csv.reader(_lines(path, problems, show), **_dialect(path))
-    columns, start = None, 1
+def blocks(path: Path) -> Iterator[bytes]:
+    """The content of a file, decompressed, or of all texts in a folder of classes, in blocks."""
+    if path.is_dir():
+        for _, text in class_texts(path):
+            yield text.read_bytes()
+        return
     try:
-        for fields in reader:
-            number, start = start, reader.line_num + 1
-            if not fields:
-                continue
-            if columns is None:
-                columns = fields = [name.strip() for name in fields]
-                for name in {name for name in fields if fields.count(name) > 1}:
-                    message = f"duplicate column {name!r}"
-                    problems.append(Problem(at(path, number), message, "rename one"))
-            elif len(fields) == len(columns):
-                yield number, dict(zip(columns, fields, strict=True))
-            else:
-                message = f"wrong number of fields (found {len(fields)}, expected {len(columns)})"
-                remedy = "quote texts that contain the separator"
-                problems.append(Problem(at(path, number), message, remedy))
-            if len(problems) >= MAX_PROBLEMS:
-                return
-    except csv.Error as error:
-        message = f"malformed row ({one_line(error)})"
-        problems.append(Problem(at(path, start), message, "check the quotes of this row"))
+        with path.open("rb") as raw, decompressed(path, raw) as file:
+            while block := file.read(BLOCK):
+                yield block
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        message = f"cannot be decompressed ({error})"
+        raise InputError(Problem(str(path), message, "compress the file again")) from None
 
 
-def _json_lines(
-    path: Path, problems: list[Problem], _: list[str] | None = None, show: bool = True
-) -> Rows:
-    for number, line in enumerate(_lines(path, problems, show), 1):
-        if len(problems) >= MAX_PROBLEMS:
-            return
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            message = f"invalid JSON ({one_line(error)})"
-            problems.append(Problem(at(path, number), message, "write one object per line"))
-            continue
-        if isinstance(row, dict):
-            yield number, row
-        else:
-            message = f"expected a JSON object, found {row!r:.80}"
-            problems.append(Problem(at(path, number), message, "write one object per line"))
+def decompressed(path: Path, raw: BinaryIO) -> contextlib.AbstractContextManager[BinaryIO]:
+    """The content of the file that `raw` reads."""
+    return gzip.open(raw) if is_gzip(path) else contextlib.nullcontext(raw)
 
 
-def _parquet_rows(
-    path: Path, problems: list[Problem], columns: list[str] | None = None, show: bool = True
-) -> Rows:
-    # Imported here, because --help must not wait for it.
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        names = file.schema_arrow.names
-        if len(set(names)) < len(names):
-            duplicate = next(name for name in names if names.count(name) > 1)
-            problems.append(Problem(str(path), f"duplicate column {duplicate!r}", "rename one"))
-        elif columns is None and file.metadata.num_rows:
-            yield 1, dict.fromkeys(names)
-            return
-        number = 0
-        desc = f"reading {path.name}"
-        with progress(file.metadata.num_rows, "rows", desc, show=show) as bar:
-            for batch in file.iter_batches(batch_size=1000, columns=columns or []):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-                bar.update(len(batch))
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        message = f"cannot be read as parquet with UTF-8 text ({one_line(error)})"
-        problems.append(Problem(str(path), message, "write the file again"))
+def class_texts(folder: Path) -> list[tuple[str, Path]]:
+    """The class and the file of each text in a folder with a folder of texts for each class."""
+    return [
+        (text.parent.name, text)
+        for part in sorted(folder.iterdir())
+        if part.is_dir() and part.name not in UNLABELLED and not part.name.startswith(".")
+        for text in sorted(part.iterdir())
+        if _is_text(text)
+    ]
 
 
-class Format(NamedTuple):
-    """The reader of files with an ending, and the unit of its row numbers."""
-
-    read: Callable[..., Rows]
-    unit: str = "line"
-    is_json: bool = False
+def _is_text(path: Path) -> bool:
+    # 20 Newsgroups numbers its files and gives them no ending.
+    is_usual = path.suffix.lower() in ("", ".txt") or path.suffix[1:].isdigit()
+    return is_usual and not path.name.startswith(".") and path.is_file()
 
 
-READERS = {
-    ".csv": Format(_delimited_rows),
-    ".tsv": Format(_delimited_rows),
-    ".jsonl": Format(_json_lines, is_json=True),
-    ".parquet": Format(_parquet_rows, "row"),
-}
+def has_classes(folder: Path) -> bool:
+    """True if a folder has a folder of texts for each class, as `pos/1.txt`."""
+    parts = [part for part in folder.iterdir() if part.is_dir() and not part.name.startswith(".")]
+    splits = {name for names in SPLIT_NAMES.values() for name in names}
+    return not splits.issuperset(part.name for part in parts) and any(
+        any(map(_is_text, part.iterdir())) for part in parts
+    )
 
 
 def find_files(name: str) -> dict[str, Path] | None:
@@ -184,34 +93,74 @@ def find_files(name: str) -> dict[str, Path] | None:
     if name in hub.SHORT_NAMES:
         return None
     if path.is_file():
-        if path.suffix.lower() not in READERS:
-            remedy = f"use one of {', '.join(READERS)}"
+        if ending(path) not in ENDINGS:
+            remedy = f"use one of {', '.join(filter(None, ENDINGS))}"
             raise InputError(Problem(name, f"unknown ending {path.suffix!r}", remedy, "--data"))
         return {"train": path}
     if path.is_dir():
         return _split_files(path, name)
     repository = name.partition(":")[0]
-    if "/" in name and hub.is_id(repository) and path.suffix.lower() not in READERS:
+    is_table = ending(path) in filter(None, ENDINGS)
+    if "/" in name and hub.is_id(repository) and not is_table:
         return None
     remedy = "" if set("/.") & set(name) else "write a data set on the Hub as owner/name"
     raise InputError(Problem(name, "no such file or folder", remedy, "--data"))
 
 
 def _split_files(folder: Path, name: str) -> dict[str, Path]:
-    files, problems = {}, []
-    for split, stems in SPLIT_NAMES.items():
-        matches = [
-            file
-            for file in sorted(folder.iterdir())
-            if file.stem.lower() in stems and file.suffix.lower() in READERS and file.is_file()
-        ]
-        if len(matches) > 1:
-            message = f"more than one {split} file: {' and '.join(f.name for f in matches)}"
-            problems.append(Problem(name, message, "keep one", "--data"))
-        if matches:
-            files[split] = matches[0]
-    if "train" not in files:
-        remedy = f"add one of {', '.join(f'train{ending}' for ending in READERS)}"
-        problems.append(Problem(name, "no train file in the folder", remedy, "--data"))
-    raise_any(problems)
-    return files
+    """The file or the folder of classes of each split.
+
+    A whole name such as `train` decides. Without a train file, a part of a name such as
+    `reviews_train` decides. Without that, the folder itself may be a folder of classes.
+    """
+    entries = [
+        path
+        for path in sorted(folder.iterdir())
+        if not path.name.startswith(".")
+        and ((path.is_file() and ending(path) in ENDINGS) or (path.is_dir() and has_classes(path)))
+    ]
+    for split_of in (_split_of_name, _split_of_part):
+        files, problems = {}, []
+        for split in SPLIT_NAMES:
+            matches = [path for path in entries if split_of(path) == split]
+            if len(matches) > 1:
+                message = f"more than one {split} file: {' and '.join(f.name for f in matches)}"
+                problems.append(Problem(name, message, "keep one", "--data"))
+            if matches:
+                files[split] = matches[0]
+        if "train" in files:
+            raise_any(problems)
+            return files
+    if has_classes(folder):
+        return {"train": folder}
+    names = [path.name for path in entries]
+    message = f"no train file in the folder (found {', '.join(names[:5]) or 'none'})"
+    remedy = "add train.csv, or a folder for each class"
+    if len(names) == 1:
+        remedy = f"name the file, as in --data {folder / names[0]}"
+    raise InputError(Problem(name, message, remedy, "--data"))
+
+
+def _stem(path: Path) -> str:
+    """The name without its known endings: snli_1.0_train of snli_1.0_train.jsonl.gz."""
+    while path.suffix and path.suffix.lower() in (*ENDINGS, ".gz", ".ft"):
+        path = path.with_suffix("")
+    # The Hub names the only part of a split train-00000-of-00001.parquet.
+    return path.name.removesuffix("-00000-of-00001")
+
+
+def _split_of_name(path: Path) -> str | None:
+    name = _stem(path).lower()
+    return next((split for split, names in SPLIT_NAMES.items() if name in names), None)
+
+
+def _split_of_part(path: Path) -> str | None:
+    parts = name_parts(_stem(path))
+    splits = [split for split, names in SPLIT_NAMES.items() if parts & set(names)]
+    return splits[0] if len(splits) == 1 else None
+
+
+def name_parts(name: str) -> set[str]:
+    """The parts of a name, in lower case: airline and sentiment of airline_sentiment."""
+    parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+    return {part.lower() for part in parts} | {part.lower().removesuffix("s") for part in parts}

@@ -1,134 +1,73 @@
-"""A file or a split from the Hub → its columns and its checked rows, as a cached Arrow table.
+"""The rows of a file or of a split from the Hub, checked, as a cached Arrow table.
 
 Slow imports wait until a file needs them, so that a wrong name is reported at once.
 """
 
-import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from inputs.files import MAX_PROBLEMS, READERS, Rows, at, find_files
-from system.console import InputError, Problem, RunError, one_line, raise_any
+from inputs import columnar, forms
+from inputs.columns import Columns
+from inputs.files import MAX_PROBLEMS, find_files
+from inputs.rows import Rows, Table
+from system.console import InputError, Problem, RunError, one_line, plural, raise_any, say
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# The usual names of columns, the most specific first; a tuple of two is a pair of sentences.
-TEXT_COLUMNS = [
-    *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2")),
-    *(("question", "sentence"), ("question", "passage")),
-    *("sentence", "text", "review", "content", "comment", "message", "body", "tweet", "document"),
-]
-LABEL_COLUMNS = ["label", "labels", "sentiment", "class", "category", "target", "polarity", "stars"]
 KINDS = {"line": "int64", "text": "string", "text_pair": "string", "label": "string"}
 # Rows in each part of an Arrow file; opening the file visits every part.
 CHUNK_ROWS = 10_000
+# Rows without text or label that are named.
+MAX_NAMED = 5
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 SURROGATE_MESSAGE = "expected Unicode text, found a lone surrogate"
 
 
-class Table(NamedTuple):
-    """A table before its rows are read."""
+class Checked(NamedTuple):
+    """The rows of a table, and the first of the rows that are left out."""
 
-    name: str
-    unit: str  # "line" or "row"
-    columns: list[str]
-    rows: Callable[..., Rows]  # of (problems, columns)
-    fingerprint: Callable[[], str]
-    problems: Sequence[Problem] = ()  # of the first rows
-    names: Mapping[str, list[str]] = {}  # labels on the Hub, by column
+    rows: "Dataset"
+    left_out: int
+    first_left_out: list[int]  # Numbers of rows.
 
 
 def digests(name: str) -> dict[str, str]:
     """SHA-256 of the file of each split of `name`; empty for a data set on the Hub."""
-    files = find_files(name) or {}
-    return {split: open_file(path).fingerprint() for split, path in files.items()}
-
-
-def open_file(path: Path) -> Table:
-    """The table in a file, with the columns of its first rows; InputError if it cannot be read."""
-    ending, problems = path.suffix.lower(), []
-    read, unit, _ = READERS[ending]
-    try:
-        first_rows = itertools.islice(read(path, problems), 100)
-        columns = list(dict.fromkeys(column for _, row in first_rows for column in row))
-    except OSError as error:
-        raise InputError(Problem(str(path), f"cannot be read ({error.strerror})")) from None
-    if not columns:
-        raise InputError(*(problems or [Problem(str(path), "no rows", "add rows")]))
-
-    def digest() -> str:
-        # The ending is included, because it decides how the bytes are read.
-        with path.open("rb") as file:
-            return ending + hashlib.file_digest(file, "sha256").hexdigest()
-
-    def rows(problems: list[Problem], columns: list[str], show: bool = True) -> Rows:
-        return read(path, problems, columns, show)
-
-    return Table(str(path), unit, columns, rows, digest, problems)
+    return {split: forms.fingerprint(path) for split, path in (find_files(name) or {}).items()}
 
 
 def open_hub_split(split: "Dataset", name: str) -> Table:
     """The table in a split of a data set on the Hub, with label names; None for −1, no label."""
     features = split.features.items()
     named = {column: feature.names for column, feature in features if hasattr(feature, "names")}
+    schema = split.features.arrow_schema
+    readable = [field.name for field in schema if columnar.is_readable(field.type)]
 
-    def rows(problems: list[Problem], columns: list[str]) -> Rows:
-        for number, row in enumerate(split.select_columns(columns), 1):
-            for column in named.keys() & row.keys():
-                is_known = row[column] is not None and row[column] >= 0
-                row[column] = named[column][row[column]] if is_known else None
-            yield number, row
+    def rows(_: list[Problem], columns: Sequence[str] = (), show: bool = True) -> Rows:
+        for number, row in enumerate(split.select_columns(list(columns or readable)), 1):
+            yield number, columnar.with_class_names(row, named)
 
-    return Table(name, "row", split.column_names, rows, lambda: split._fingerprint, names=named)
-
-
-def find_columns(
-    table: Table, text_columns: Sequence[str] | None, label_column: str | None, labelled: bool
-) -> tuple[list[str], str | None]:
-    """The text columns (two for pairs) and the label column; InputError if one is missing.
-
-    A None column is found by its usual names. The label column may be None if not `labelled`.
-    """
-    lower = {name.lower(): name for name in reversed(table.columns)}
-    problems = []
-
-    def find(named: Sequence[str] | None, usual: list, flag: str, kind: str) -> list[str]:
-        for names in [tuple(named)] if named else usual:
-            names = names if isinstance(names, tuple) else (names,)
-            exact = [name if name in table.columns else lower.get(name.lower()) for name in names]
-            if all(exact):
-                return exact
-        missing = ", ".join(map(repr, named)) if named else f"for the {kind}"
-        message = f"no column {missing} (found {', '.join(map(repr, table.columns))})"
-        remedy = f"choose one with {flag}" + ("" if named else ", or add a header line")
-        problems.append(Problem(table.name, message, remedy))
-        return []
-
-    text = find(text_columns, TEXT_COLUMNS, "--text-column", "text")
-    label = [None]
-    if labelled or lower.keys() & ({label_column.lower()} if label_column else set(LABEL_COLUMNS)):
-        named = [label_column] if label_column else None
-        label = find(named, LABEL_COLUMNS, "--label-column", "label")
-    if len({*text, *label}) < len(text) + len(label):
-        problems.append(Problem(table.name, "a column is used twice", "choose different columns"))
-    if problems:
-        raise InputError(*problems, *table.problems)
-    return text, label[0]
+    return Table(
+        name,
+        split.column_names,
+        rows,
+        unit="row",
+        class_names=named,
+        fingerprint=lambda: split._fingerprint,
+    )
 
 
-def read_table(
-    table: Table, text: list[str], label: str | None, labelled: bool = True
-) -> "Dataset":
+def read_table(table: Table, text: list[str], label: str | None, labelled: bool = True) -> Checked:
     """The checked rows as an Arrow table on disk, cached by the content of the file.
 
     Columns: `line` (int64, from 1), `text`, `text_pair` (None without pairs), and `label` (text;
-    None only if not `labelled`). InputError names up to 20 rows that cannot be used.
+    None only if not `labelled`). Rows without text, or without label if `labelled`, are left out.
+    InputError names up to 20 rows that cannot be used.
     """
     import datasets
     import pyarrow
@@ -136,7 +75,8 @@ def read_table(
     from datasets.exceptions import DatasetGenerationError
 
     features = datasets.Features({name: datasets.Value(kind) for name, kind in KINDS.items()})
-    content = (table.fingerprint(), text, label, labelled, "rows 2")
+    content = (table.fingerprint(), table.columns, text, label, labelled, "rows 3")
+    numbers: list[int] = []
 
     class Builder(datasets.ArrowBasedBuilder):
         """Dataset.from_generator for chunks of rows, in a third of its time."""
@@ -148,17 +88,21 @@ def read_table(
             return [datasets.SplitGenerator("train")]
 
         def _generate_tables(self) -> Iterator[tuple[Key, pyarrow.Table]]:
-            rows = _checked_rows(table, text, label, labelled)
+            rows = _checked_rows(table, text, label, labelled, numbers)
             for number in itertools.count():
                 if not (chunk := list(itertools.islice(rows, CHUNK_ROWS))):
-                    return
+                    break
                 columns = dict(zip(KINDS, zip(*chunk, strict=True), strict=True))
                 yield Key(0, number), pyarrow.table(columns, schema=features.arrow_schema)
+            # The description is kept in the cache beside the rows.
+            self.info.description = json.dumps([len(numbers), numbers[:MAX_NAMED]])
 
     try:
         fingerprint = datasets.fingerprint.Hasher.hash(content)
         builder = Builder(hash=fingerprint, writer_batch_size=CHUNK_ROWS)
         builder.download_and_prepare()
+        left_out, first = json.loads(builder.info.description)
+        _check_whole(table, text, label, builder.info.splits["train"].num_examples, left_out, first)
         rows = builder.as_dataset(split="train")
         # Equal bytes get equal fingerprints, so that the cache of tokens is found again.
         rows._fingerprint = fingerprint
@@ -168,67 +112,135 @@ def read_table(
         if isinstance(cause, InputError | OSError):
             raise cause from None
         raise RunError(f"{table.name}: {one_line(cause or error)}") from error
-    if len(rows) == 0:
+    return Checked(rows, left_out, first)
+
+
+def _check_whole(
+    table: Table, text: list[str], label: str | None, rows: int, left_out: int, first: list[int]
+) -> None:
+    """InputError if there are no rows, or if more rows are left out than used."""
+    if not rows + left_out:
         raise InputError(Problem(table.name, "no rows", "add rows"))
-    return rows
+    if left_out > rows:
+        columns = " or ".join(map(repr, [*text, *filter(None, [label])]))
+        message = f"{left_out:,} of {rows + left_out:,} rows have nothing in {columns}"
+        remedy = f"fill them in ({_left_out_rows(table, left_out, first)}), or choose other columns"
+        raise InputError(Problem(table.name, message, remedy))
+
+
+def drop_unlabelled(checked: Checked) -> Checked:
+    """The rows that have a label: a test split is read before it is known to have labels."""
+    import numpy as np
+
+    column = checked.rows.data["label"]
+    if not column.null_count:
+        return checked
+    is_blank = np.concatenate([chunk.is_null() for chunk in column.chunks])
+    # Later steps read the Arrow table itself, which holds all rows without flatten_indices().
+    kept = checked.rows.select(np.flatnonzero(~is_blank)).flatten_indices()
+    numbers = checked.rows.select(np.flatnonzero(is_blank)[:MAX_NAMED])["line"][:]
+    first = sorted([*checked.first_left_out, *numbers])[:MAX_NAMED]
+    return Checked(kept, checked.left_out + int(is_blank.sum()), first)
+
+
+def report(table: Table, used: Columns, checked: Checked) -> dict[str, object]:
+    """Print what a user must know of how a table is read; return it for run.json."""
+    notes = list(used.notes)
+    facts = dict(table.facts)
+    if checked.left_out:
+        facts |= {"left_out": checked.left_out, "first_left_out": checked.first_left_out}
+        rows = f"{checked.left_out:,} {plural('row', checked.left_out)} without text or label"
+        listed = _left_out_rows(table, checked.left_out, checked.first_left_out)
+        notes.append(f"NOTE: {table.name}: {rows} left out ({listed})")
+    for note in notes:
+        say(note)
+    return facts
+
+
+def _left_out_rows(table: Table, left_out: int, first: list[int]) -> str:
+    """The first rows that are left out: `lines 3, 17, …`."""
+    more = ", …" if left_out > MAX_NAMED else ""
+    if table.files:
+        return ", ".join(map(table.place, first)) + more
+    return f"{plural(table.unit, left_out)} {', '.join(map(str, first))}{more}"
 
 
 def _checked_rows(
-    table: Table, text: list[str], label: str | None, labelled: bool
+    table: Table, text: list[str], label: str | None, labelled: bool, left_out: list[int]
 ) -> Iterator[tuple[int, str, str | None, str | None]]:
-    """Line, text, text_pair and label of each row."""
+    """Line, text, text_pair and label of each row; `left_out` gets the numbers of other rows."""
     problems: list[Problem] = []
     used = [*text, label] if label else [*text]
-    for number, row in table.rows(problems, used):
-        if len(used) == 2 and all(map(_is_plain, map(row.get, used))) and not problems:
+    is_simple = label is not None and len(text) == 1
+    for number, row in table.rows(problems, used, True):
+        if is_simple and all(map(_is_plain, map(row.get, used))) and not problems:
             # A fast path for most rows.
             yield number, row[used[0]], None, row[used[1]].strip()
             continue
-        where = at(table.name, number, table.unit)
-        problems += row_problems(row, text, where, "fill it in or remove the row")
+        where = table.place(number)
+        problems += row_problems(row, text, where)
         name = None
         try:
             name = label_name(row.get(label)) if label else None
         except TypeError:
-            message = (
-                f"expected text, a number, true or false in {label!r}, found {row[label]!r:.80}"
-            )
-            problems.append(Problem(where, message, "correct it or remove the row"))
+            problems.append(_label_problem(where, label, row[label]))
         else:
             if LONE_SURROGATE.search(name or ""):
                 problems.append(Problem(where, SURROGATE_MESSAGE, "correct or remove it"))
-            if labelled and not name:
-                remedy = "fill it in or remove the row"
-                problems.append(Problem(where, f"no label in {label!r}", remedy))
         if len(problems) >= MAX_PROBLEMS:
             message = f"reading stopped after {MAX_PROBLEMS} problems"
             problems.append(Problem(table.name, message, "correct them and run again"))
             break
-        if not problems:
-            yield number, row[text[0]], row[text[1]] if len(text) == 2 else None, name or None
+        if problems:
+            continue
+        texts = row_texts(row, text)
+        if any(map(is_blank, texts)) or (labelled and not name):
+            left_out.append(number)
+        else:
+            yield number, texts[0], texts[1] if len(texts) == 2 else None, name or None
     raise_any(problems)
 
 
+def _label_problem(where: str, label: str, value: object) -> Problem:
+    if isinstance(value, list | tuple):
+        message = f"several labels in {label!r} ({value!r:.80})"
+        return Problem(where, message, ONE_LABEL)
+    message = f"expected text, a number, true or false in {label!r}, found {value!r:.80}"
+    return Problem(where, message, "correct it or remove the row")
+
+
+# Several labels of one text need a loss of their own.
+ONE_LABEL = (
+    "keep one label per text; for several, use transformers' Trainer with "
+    'problem_type="multi_label_classification"'
+)
+
+
+def row_texts(row: Mapping[str, object], columns: Sequence[str]) -> list[str | None]:
+    """The text of a row, or the two of a pair; more columns than two are joined."""
+    texts = [row.get(column) for column in columns]
+    return [" ".join(text for text in texts if not is_blank(text))] if len(texts) > 2 else texts
+
+
 def row_problems(
-    row: Mapping[str, object], columns: Sequence[str], where: str, blank_remedy: str | None
+    row: Mapping[str, object], columns: Sequence[str], where: str
 ) -> Iterator[Problem]:
-    """A problem for each text that cannot be used; `blank_remedy` None allows blank texts."""
+    """A problem for each text that cannot be used; a blank text is no problem."""
     for column in columns:
         value = row.get(column)
         if is_blank(value):
-            if blank_remedy:
-                yield Problem(where, f"no text in {column!r}", blank_remedy)
-        elif not isinstance(value, str):
-            yield Problem(
-                where, f"expected text in {column!r}, found {value!r:.80}", "write it as text"
-            )
+            continue
+        if not isinstance(value, str):
+            message = f"expected text in {column!r}, found {value!r:.80}"
+            yield Problem(where, message, "write it as text")
         elif LONE_SURROGATE.search(value):
             yield Problem(where, SURROGATE_MESSAGE, "correct or remove it")
 
 
 def is_blank(value: object) -> bool:
     """True if a cell holds no text."""
-    return value is None or (isinstance(value, str) and not value.strip())
+    # NaN is the only value that differs from itself.
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def _is_plain(value: object) -> bool:
@@ -236,7 +248,12 @@ def _is_plain(value: object) -> bool:
 
 
 def label_name(value: object) -> str | None:
-    """A label as text; None for None or nan; TypeError if not text, a number, true or false."""
+    """A label as text; None for None or nan; TypeError if not text, a number, true or false.
+
+    A list of one label is that label.
+    """
+    if isinstance(value, list) and len(value) <= 1:
+        return label_name(value[0]) if value else None
     if value is None or value != value:
         return None
     if isinstance(value, str):

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from inputs import tables
-from inputs.files import MAX_PROBLEMS, READERS, at
+from inputs import columns, forms, tables
+from inputs.files import MAX_PROBLEMS, at
+from inputs.rows import Table
 from system.console import InputError, Problem, raise_any, say
 
 # Texts of similar length share a batch, so a larger window needs less padding. The first windows
@@ -22,8 +23,7 @@ MAX_LABELS, MAX_TEXTS = 100_000, 10_000
 class TextFile(NamedTuple):
     """A file of texts that was checked from end to end; `columns` names the columns to read."""
 
-    path: Path
-    table: tables.Table
+    table: Table
     text_columns: list[str]
     label_column: str | None
     columns: list[str]
@@ -46,60 +46,82 @@ class TextFile(NamedTuple):
         yield window
 
 
+class Request(NamedTuple):
+    """The columns and the encoding that the user chose for a file of texts; None: find them."""
+
+    text_columns: list[str] | None = None
+    label_column: str | None = None
+    encoding: str | None = None
+
+
 def look_through(
     path: Path,
-    text_columns: list[str] | None,
-    label_column: str | None,
+    chosen: Request,
     trained: dict[str, list[str]],
     added_columns: Sequence[str] = (),
     for_glue: bool = False,
+    command: str = "",
 ) -> TextFile:
     """Check a file from end to end; InputError names every problem.
 
-    A column that is None is the one in `trained`, by setting, or is found by its usual names. The
+    A column that is None is the one in `trained`, by setting, or is found by name or content. The
     output will have `added_columns` beside the file's own. GLUE needs an answer to every row.
     """
-    table = tables.open_file(path)
+    named = [*(chosen.text_columns or []), *filter(None, [chosen.label_column])]
+    table = forms.open_file(path, chosen.encoding, named or trained.get("text_column") or [])
+    for note in table.notes:
+        say(note)
     # The file may lack the columns of the training data.
-    usual = {name: c for name, c in trained.items() if c and set(c) <= set(table.columns)}
-    text, label = tables.find_columns(
+    known = {setting: c for setting, c in trained.items() if c and set(c) <= set(table.columns)}
+    used = columns.find_columns(
         table,
-        text_columns or usual.get("text_column"),
-        label_column or (usual.get("label_column") or [None])[0],
-        labelled=bool(label_column),
+        chosen.text_columns or known.get("text_column"),
+        chosen.label_column or (known.get("label_column") or [None])[0],
+        labelled=bool(chosen.label_column),
+        command=command,
     )
+    text, label = used.text, used.label
     problems: list[Problem] = []
     count = len(trained.get("text_column") or text)
-    if count != len(text):
+    # A pair is two texts; any other number of columns is joined into one.
+    if (count == 2) != (len(text) == 2):
         message = f"wrong number of text columns (expected {count}, found {len(text)})"
         problems.append(Problem(str(path), message, "choose them with --text-column"))
-    columns, is_json = dict.fromkeys(table.columns), READERS[path.suffix.lower()].is_json
+    all_columns = dict.fromkeys(table.columns)
     labels, rows = set(), 0
-    for number, row in table.rows(problems, table.columns):
+    for number, row in table.rows(problems, table.columns, True):
         rows += 1
-        columns |= dict.fromkeys(row)
-        where = at(path, number, table.unit)
-        blank_remedy = "fill it in, because GLUE needs every answer" if for_glue else None
-        problems += tables.row_problems(row, text, where, blank_remedy)
-        # JSON can hold a lone surrogate, and no output file can.
-        others = {name: row[name] for name in row if name not in text} if added_columns else {}
-        if is_json and tables.LONE_SURROGATE.search(json.dumps(others, ensure_ascii=False)):
-            problems.append(Problem(where, tables.SURROGATE_MESSAGE, "correct or remove it"))
+        all_columns |= dict.fromkeys(row)
+        has_others = bool(added_columns) and table.is_json
+        problems += _row_problems(row, text, table.place(number), has_others, for_glue)
         with contextlib.suppress(TypeError):
             if label and len(labels) < MAX_LABELS:
                 labels.add(tables.label_name(row.get(label)))
         if len(problems) >= MAX_PROBLEMS:
             break
     for name in added_columns:
-        if name in columns:
+        if name in all_columns:
             message = f"the output column {name!r} exists already"
             problems.append(Problem(str(path), message, "rename it in the file"))
     raise_any(problems)
     message = f"{path}: texts from {' and '.join(map(repr, text))}"
     say(message + (f", labels from {label!r}" if labels - {None, "", "-1"} else ""))
     if not added_columns:
-        columns = [*text, label] if label else text
-    return TextFile(path, table, text, label, list(columns), rows, labels - {None, ""})
+        all_columns = [*text, label] if label else text
+    return TextFile(table, text, label, list(all_columns), rows, labels - {None, ""})
+
+
+def _row_problems(
+    row: dict[str, object], text: list[str], where: str, has_others: bool, for_glue: bool
+) -> Iterator[Problem]:
+    yield from tables.row_problems(row, text, where)
+    if for_glue and any(map(tables.is_blank, tables.row_texts(row, text))):
+        message = f"no text in {' or '.join(map(repr, text))}"
+        yield Problem(where, message, "fill it in, because GLUE needs every answer")
+    # JSON can hold a lone surrogate, and no output file can.
+    others = {name: row[name] for name in row if name not in text} if has_others else {}
+    if others and tables.LONE_SURROGATE.search(json.dumps(others, ensure_ascii=False)):
+        yield Problem(where, tables.SURROGATE_MESSAGE, "correct or remove it")
 
 
 def arrived_lines(stream: io.BufferedReader) -> Iterator[list[str]]:

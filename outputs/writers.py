@@ -5,9 +5,11 @@ import contextlib
 import csv
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
+
+from inputs import columnar
 
 PREDICTION, PROBABILITY = "prediction", "probability"
 # A class id and its probability; None for a blank text.
@@ -31,13 +33,16 @@ def write_table(
             write(window)
 
 
-def write_glue(out: BinaryIO, rows: Answered) -> None:
-    """Write a file for the GLUE benchmark's server: row numbers from 0, and class ids."""
+def write_glue(out: BinaryIO, rows: Answered, names: Sequence[str]) -> None:
+    """Write a file for the GLUE benchmark's server: row numbers from 0, and ids or names."""
     out.write(b"index\tprediction\n")
+    # The server wants names for MNLI, QNLI and RTE, and ids for its other tasks.
+    in_words = {"entailment"} < set(names)
     number = 0
     for _, answers in rows:
         for answer in answers:
-            out.write(b"%d\t%d\n" % (number, answer[0]))
+            line = f"{number}\t{names[answer[0]] if in_words else answer[0]}\n"
+            out.write(line.encode())
             number += 1
     out.flush()
 
@@ -89,6 +94,10 @@ def _parquet(out: BinaryIO, columns: list[str], source: Path) -> Iterator[Write]
     # A column of any other format can mix types, so each value is written as text.
     is_typed = source.suffix.lower() == ".parquet"
     schema = pyarrow.parquet.read_schema(source) if is_typed else pyarrow.schema([])
+    # Class ids were read as names.
+    for name in columnar.class_names(schema):
+        schema = schema.set(schema.get_field_index(name), pyarrow.field(name, pyarrow.string()))
+    schema = schema.remove_metadata()
     for name in columns[len(schema) :]:
         kind = pyarrow.float64() if name == PROBABILITY else pyarrow.string()
         schema = schema.append(pyarrow.field(name, kind))

@@ -53,7 +53,8 @@ def folder(trained, small_builtin, tmp_path, monkeypatch) -> Path:
         "labelled/train.csv": table,
         "labelled/validation.csv": table,
         "labelled/test.csv": table,
-        "SST-2/train.tsv": "sentence\tlabel\na fine film\t1\na dull film\t0\n" * 9,
+        "no_header.csv": "".join(f'{label},"{text}"\n' for text, label in ROWS),
+        "SST-2/train.tsv": "sentence\tlabel\n" + "a fine film\t1\na dull film\t0\n" * 9,
         "SST-2/dev.tsv": "sentence\tlabel\na fine film\t1\na dull film\t0\n",
         "SST-2/test.tsv": "index\tsentence\n0\ta fine film\n1\ta dull film\n",
     }.items():
@@ -265,10 +266,17 @@ def messages(source: str) -> set[str]:
     return {part for part in parts if len(part) > 7}
 
 
+INPUTS = [
+    f"inputs/{name}.py"
+    for name in ("files", "encodings", "columns", "delimited", "columnar", "forms", "tables")
+]
+INPUTS += ["inputs/labels.py", "inputs/splits.py"]
+
+
 @pytest.mark.parametrize(
     "page, modules",
     [
-        ("data.md", ["data.py", "inputs/files.py", "inputs/tables.py", "inputs/labels.py"]),
+        ("data.md", ["data.py", *INPUTS]),
         ("data.md", ["inputs/texts.py"]),
         ("models.md", ["inputs/encoder.py", "inputs/encoder_files.py"]),
         ("resume.md", ["training/record.py", "training/run_folder.py"]),

@@ -1,84 +1,59 @@
-"""Usual tables are read and train; unreadable tables are refused with their line."""
-
-import csv
-import io
-import json
+"""The file of each split is found by its name, and a run trains on files as people have them."""
 
 import pyarrow
 import pyarrow.parquet
 import pytest
-from harness.checks import check_done, check_file_refused, check_refused, load_text
+from harness.checks import check_done, check_file_refused, check_refused, lines, sentences, write
 from harness.helpers import CSV, ROWS
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import data
-from inputs import files
-from system.console import InputError, Problem
+from inputs import files, tables
+from system.console import InputError
 
-# ---- Refused files ----
-
-FILES = {
-    "missing": ("no.csv", None, "no such file or folder"),
-    "unknown ending": ("a.xlsx", CSV, "unknown ending '.xlsx'"),
-    "not UTF-8": (
-        "a.csv",
-        CSV.encode() + b"caf\xe9,positive\n" * 9,
-        "line 42: expected UTF-8, found byte 0xe9",
-    ),
-    "UTF-16": ("a.csv", CSV.encode("utf-16"), "line 1: expected UTF-8, found byte 0xff"),
-    "ragged row": (
-        "a.csv",
-        CSV + "good\n",
-        "line 42: wrong number of fields (found 1, expected 2)",
-    ),
-    "ragged after a quoted newline": (
-        "a.csv",
-        CSV + '"two\nlines",positive\ngood\n',
-        "line 44: wrong number of fields (found 1, expected 2)",
-    ),
-    "unclosed quote": ("a.csv", CSV + '"never closed,positive\n', "line 42"),
-    "duplicate column": ("a.csv", "text,label,label\na,1,0\nb,0,1\n", "duplicate column 'label'"),
-    "broken JSON": ("a.jsonl", '{"text": "a", "label": 1}\n{"text": \n', "line 2: invalid JSON"),
-    "not a parquet file": ("a.parquet", "sentence,label\n", "cannot be read as parquet"),
-}
+# ---- Whole runs ----
 
 
-@pytest.mark.parametrize("name, content, message", FILES.values(), ids=FILES)
-def test_an_unreadable_file_is_refused(in_process, tmp_path, tiny, name, content, message):
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("no.csv", None, "--data no.csv: no such file or folder"),
+        ("a.pdf", CSV, "--data a.pdf: unknown ending '.pdf'; use one of .csv, .tsv, .txt, "),
+        ("a.csv", CSV + "good\n", "a.csv, line 42: 1 field (expected 2); complete or remove"),
+    ],
+)
+def test_a_run_on_an_unusable_file_ends_with_one_line(
+    in_process, tmp_path, tiny, name, content, message
+):
     check_file_refused(in_process, tiny, tmp_path, name, content, message)
 
 
 def test_a_folder_without_a_train_file_is_refused(in_process, tmp_path, tiny):
-    (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "dev.csv").write_text(CSV)
+    write(tmp_path, "d/dev.csv", CSV)
     run = in_process("--model", tiny, "--data", "d", "--output-dir", "run")
-    check_refused(run, tmp_path / "run", "no train file in the folder")
-
-
-# ---- Accepted files ----
+    message = "--data d: no train file in the folder (found dev.csv); name the file, as in --data d"
+    check_refused(run, tmp_path / "run", message)
 
 
 def test_an_excel_csv_with_bom_crlf_semicolons_and_newlines_trains(in_process, tmp_path, tiny):
     rows = [*ROWS, ("NA", "negative"), ("None", "negative"), ("two\r\nlines; one cell", "positive")]
-    lines = "".join(f'"{text}";{label}\r\n' for text, label in rows)
-    (tmp_path / "own.csv").write_bytes(("\ufeffReview;Sentiment\r\n" + lines).encode())
+    text = "".join(f'"{text}";{label}\r\n' for text, label in rows)
+    write(tmp_path, "own.csv", "\ufeffReview;Sentiment\r\n" + text)
     flags = ["--model", tiny, "--data", "own.csv", "--epochs", "1", "--output-dir", "run"]
     run = in_process(*flags)
     record = check_done(run, tmp_path / "run")
     assert record["labels"] == ["negative", "positive"]
-    assert record["sentences"] == {"train": 38, "validation": 5}
-    assert "held out 5 of 43 training sentences" in run.err
+    # Eight texts have five rows each, and three have one.
+    assert sum(record["sentences"].values()) == 43
+    assert record["reading"]["columns"] == "names" and record["reading"]["classes"] == [22, 21]
+    assert record["reading"]["copies"] == {"repeated": 32}
 
 
 def test_the_downloaded_glue_folder_trains_unchanged(in_process, tmp_path, tiny):
-    (tmp_path / "SST-2").mkdir()
     bare_quote = '1\t" a film with a bare quote \n'
     for name in ("train", "dev", "test"):
-        labels = [-1 if name == "test" else int(label == "positive") for _, label in ROWS]
-        lines = [f"{label}\t{text}\n" for label, (text, _) in zip(labels, ROWS, strict=True)]
-        text = "label\tsentence\n" + "".join(lines) + (bare_quote if name != "test" else "")
-        (tmp_path / "SST-2" / f"{name}.tsv").write_text(text)
+        rows = [(-1 if name == "test" else int(y == "positive"), text) for text, y in ROWS]
+        text = "label\tsentence\n" + lines(rows, "\t") + (bare_quote if name != "test" else "")
+        write(tmp_path, f"SST-2/{name}.tsv", text)
     flags = ["--model", tiny, "--data", "SST-2", "--epochs", "1", "--output-dir", "run"]
     run = in_process(*flags)
     record = check_done(run, tmp_path / "run")
@@ -112,19 +87,56 @@ def test_the_builtin_data_is_found_from_any_folder(in_process, tmp_path, tiny):
 
 # ---- Files of the splits ----
 
+FOLDERS = {
+    "whole names": (
+        ["Train.tsv", "valid.csv", "test.jsonl", "README.md"],
+        {"train": "Train.tsv", "validation": "valid.csv", "test": "test.jsonl"},
+    ),
+    "names of the Hub": (
+        ["train-00000-of-00001.parquet", "test-00000-of-00001.parquet"],
+        {"train": "train-00000-of-00001.parquet", "test": "test-00000-of-00001.parquet"},
+    ),
+    "names of MNLI": (
+        ["train.tsv", "dev_matched.tsv", "dev_mismatched.tsv"],
+        {"train": "train.tsv", "validation": "dev_matched.tsv"},
+    ),
+    "parts of names": (
+        ["reviews_train.csv", "Reviews-Test.csv.gz", "labels.csv", "strain.csv"],
+        {"train": "reviews_train.csv", "test": "Reviews-Test.csv.gz"},
+    ),
+    "a whole name before parts": (
+        ["train.csv", "train_small.csv", "my_dev.csv"],
+        {"train": "train.csv"},
+    ),
+    "any ending": (
+        ["train.jsonl.gz", "val.xlsx", "test", ".dev.csv"],
+        {"train": "train.jsonl.gz", "validation": "val.xlsx", "test": "test"},
+    ),
+    "folders of classes": (
+        ["train/pos/1.txt", "train/neg/1.txt", "test/pos/1.txt", "imdb.vocab"],
+        {"train": "train", "test": "test"},
+    ),
+    "one folder of classes": (["pos/1.txt", "neg/2.txt", "README.md"], {"train": "d"}),
+}
 
-def test_the_file_of_each_split_is_found_by_any_usual_name(tmp_path):
-    for name in ("Train.tsv", "valid.csv", "test.jsonl", "README.md", "train.txt"):
-        (tmp_path / name).write_text("")
-    paths = files.find_files(str(tmp_path))
-    assert {split: path.name for split, path in paths.items()} == {
-        "train": "Train.tsv",
-        "validation": "valid.csv",
-        "test": "test.jsonl",
-    }
-    (tmp_path / "dev.parquet").write_text("")
-    with pytest.raises(InputError, match=r"validation file: dev\.parquet and valid\.csv; keep"):
+
+@pytest.mark.parametrize("names, expected", FOLDERS.values(), ids=FOLDERS)
+def test_the_file_of_each_split_is_found_by_any_usual_name(tmp_path, names, expected):
+    for name in names:
+        write(tmp_path, f"d/{name}", "")
+    paths = files.find_files(str(tmp_path / "d"))
+    assert {split: path.name for split, path in paths.items()} == expected
+
+
+def test_two_files_of_one_split_are_refused_with_their_names(tmp_path):
+    for name in ("train.csv", "train.txt", "dev.parquet", "valid.csv"):
+        write(tmp_path, name, "")
+    with pytest.raises(InputError) as caught:
         files.find_files(str(tmp_path))
+    assert [problem.what for problem in caught.value.problems] == [
+        "more than one train file: train.csv and train.txt",
+        "more than one validation file: dev.parquet and valid.csv",
+    ]
 
 
 def test_reserved_names_win_over_paths_and_names_with_owner_are_on_the_hub(tmp_path, monkeypatch):
@@ -140,87 +152,26 @@ def test_reserved_names_win_over_paths_and_names_with_owner_are_on_the_hub(tmp_p
         files.find_files("me/a.csv")
 
 
-# ---- Contents ----
-
-
-def test_unused_columns_may_hold_anything(tmp_path):
-    timestamps = pyarrow.array([10**15] * 10, pyarrow.timestamp("s"))
-    columns = {
-        "text": [f"t{i}" for i in range(10)],
-        "label": [i % 2 for i in range(10)],
-        "odd": timestamps,
+def test_the_splits_of_a_folder_may_have_different_forms_and_spellings(tmp_path):
+    write(tmp_path, "train.csv", "text,label\n" + lines(sentences(20, "True", "False")))
+    write(tmp_path, "dev.json", '[{"text": "so", "label": true}, {"text": "no", "label": false}]')
+    write(tmp_path, "test.txt", "label|text\n" + lines([("true", "a b"), ("False", "c d")], "|"))
+    text = data.load(str(tmp_path))
+    assert {split: len(rows) for split, rows in text.splits.items()} == {
+        "train": 20,
+        "validation": 2,
+        "test": 2,
     }
-    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
-    assert data.load(str(tmp_path / "a.parquet")).labels == ["0", "1"]
-    header = '"text","a;b;c", label\n'
-    rows = "".join(f"t{i},x,{i % 2}\n" for i in range(10))
-    assert load_text(tmp_path, "b.csv", header + rows).labels == ["0", "1"]
+    ids = {split: [text.ids[y] for y in rows["label"]] for split, rows in text.splits.items()}
+    assert text.labels == ["False", "True"] and ids["validation"] == ids["test"] == [1, 0]
 
 
-def test_a_file_with_hundreds_of_problems_is_reported_in_about_20_lines(tmp_path):
-    with pytest.raises(InputError) as caught:
-        load_text(tmp_path, "a.csv", "a title line\n" + "text,label\n" * 300)
-    assert 20 <= len(caught.value.problems) <= 22
-    with pytest.raises(InputError) as caught:
-        load_text(tmp_path, "a.jsonl", "[\n" + "1,\n" * 300)
-    assert 20 <= len(caught.value.problems) <= 22
-
-
-def test_spaces_after_commas_and_empty_lines_in_a_csv_are_ignored(tmp_path):
-    rows = '"good, really", "pos"\n\n"bad", "neg"\n' * 5
-    text = load_text(tmp_path, "a.csv", "\nsentence, label\n" + rows)
-    assert text.labels == ["neg", "pos"]
-    assert set(text.splits["train"]["text"]) == {"good, really", "bad"}
-    with pytest.raises(InputError, match=r"line 18: no label in 'label'"):
-        load_text(tmp_path, "b.csv", "\nsentence, label\n" + rows + "fine,\n")
-
-
-def test_the_ending_of_a_file_decides_how_its_bytes_are_read(tmp_path):
-    content = 'text\tlabel\n"a ""b"""\t1\n"c"" d\t0\n' + "e\t1\nf\t0\n" * 9
-    with pytest.raises(InputError):
-        load_text(tmp_path, "a.csv", content)
-    assert '"c"" d' in load_text(tmp_path, "a.tsv", content).splits["train"]["text"][:]
-    with pytest.raises(InputError):
-        load_text(tmp_path, "a.csv", content)
-
-
-@pytest.mark.parametrize("quoted", [True, False])
-def test_quotes_in_a_tsv_enclose_whole_cells_or_are_part_of_the_text(tmp_path, quoted):
-    first, second = ('"two\nlines ""x"""', '"tab\there"') if quoted else ('"good" he said', '"open')
-    content = "text\tlabel\n" + f"{first}\t0\n{second}\t1\n" * 5
-    texts = set(load_text(tmp_path, "a.tsv", content).splits["train"]["text"])
-    assert texts == ({'two\nlines "x"', "tab\there"} if quoted else {first, second})
-
-
-def test_each_reader_returns_the_line_number_at_which_a_row_starts(tmp_path):
-    (tmp_path / "a.csv").write_text('text,label\n"two\nlines",1\n\ngood,0\n')
-    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n\n{"text": "b"}\n')
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"]}), tmp_path / "a.parquet")
-    for ending, numbers in ((".csv", [2, 5]), (".jsonl", [1, 3]), (".parquet", [1, 2])):
-        problems = []
-        rows = list(files.READERS[ending].read(tmp_path / f"a{ending}", problems, ["text"], False))
-        assert [number for number, _ in rows] == numbers and not problems
-    assert json.dumps(rows[1][1]) == '{"text": "b"}'
-
-
-CELL = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1)
-
-
-@settings(max_examples=200)
-@given(st.lists(CELL.filter(str.strip), min_size=1, max_size=8), st.sampled_from([",", ";", "\t"]))
-def test_each_cell_that_the_csv_module_writes_is_read_back_with_its_line(
-    tmp_path_factory, cells, delimiter
-):
-    file = io.StringIO(newline="")
-    writer = csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_ALL)
-    writer.writerow(["text", "label"])
-    lines = []
-    for cell in cells:
-        lines.append(file.getvalue().count("\n") + 1)
-        writer.writerow([cell, "x"])
-    path = tmp_path_factory.mktemp("csv") / "a.csv"
-    path.write_bytes(file.getvalue().encode())
-    problems: list[Problem] = []
-    rows = list(files.READERS[".csv"].read(path, problems))
-    assert rows == [(n, {"text": c, "label": "x"}) for n, c in zip(lines, cells, strict=True)]
-    assert not problems
+def test_a_digest_changes_with_the_bytes_and_with_a_class_of_a_folder(tmp_path):
+    paths = [write(tmp_path, f"d/{name}", "good") for name in ("pos/1.txt", "neg/1.txt")]
+    folder = str(tmp_path / "d")
+    before = tables.digests(folder)
+    assert before == tables.digests(folder) and before.keys() == {"train"}
+    paths[0].write_text("fine")
+    changed = tables.digests(folder)
+    paths[0].rename(tmp_path / "d" / "neg" / "2.txt")
+    assert len({str(digest) for digest in (before, changed, tables.digests(folder))}) == 3

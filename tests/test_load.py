@@ -20,10 +20,14 @@ def test_problems_of_device_data_and_model_are_reported_at_once(
     in_process, tmp_path, tiny, monkeypatch
 ):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    (tmp_path / "a.csv").write_text(CSV + "good,\n")
+    (tmp_path / "a.csv").write_text(CSV + "good\n")
     flags = ["--model", tiny, "--data", "a.csv", "--device", "cuda", "--max-length", "65"]
     run = in_process(*flags, "--output-dir", "run")
-    messages = ["--device cuda: PyTorch finds no", "a.csv, line 42: no label", "--max-length 65: "]
+    messages = [
+        "--device cuda: PyTorch finds no",
+        "a.csv, line 42: 1 field (expected 2)",
+        "--max-length 65: ",
+    ]
     check_refused(run, tmp_path / "run", *messages)
     assert "the classification head is new" not in run.err
 
@@ -54,8 +58,8 @@ def test_no_model_is_downloaded_if_the_data_is_wrong(tmp_path, monkeypatch):
         raise AssertionError(f"{name} was downloaded")
 
     monkeypatch.setattr(hub, "fetch_model", download)
-    (tmp_path / "a.csv").write_text(CSV + "good,\n")
-    with pytest.raises(InputError, match=r"a\.csv, line 42: no label in 'label'") as caught:
+    (tmp_path / "a.csv").write_text(CSV + "good\n")
+    with pytest.raises(InputError, match=r"a\.csv, line 42: 1 field") as caught:
         load.load(settings_of("--data", tmp_path / "a.csv", "--model", "owner/encoder"))
     assert len(caught.value.problems) == 1
 
@@ -81,7 +85,9 @@ def test_a_run_has_resolved_settings_and_its_record_also_the_requested_settings(
     assert loaded.record["asked"] == requested.as_dict()
     assert loaded.record["replaced"] == {} and loaded.record["result"] is None
     assert loaded.model.config.id2label == {0: "negative", 1: "positive"}
-    assert loaded.record["sentences"] == {"train": 36, "validation": 4}
+    assert loaded.record["sentences"] == {"train": 35, "validation": 5}
+    assert loaded.record["reading"] == loaded.text.facts
+    assert loaded.text.facts["columns"] == "names"
 
 
 def test_max_train_samples_leaves_the_validation_split_whole(tmp_path, tiny):
@@ -90,9 +96,9 @@ def test_max_train_samples_leaves_the_validation_split_whole(tmp_path, tiny):
     loaded = load.load(settings_of(*flags))
     assert {split: len(rows) for split, rows in loaded.text.splits.items()} == {
         "train": 10,
-        "validation": 4,
+        "validation": 5,
     }
-    assert loaded.record["sentences"] == {"train": 10, "validation": 4}
+    assert loaded.record["sentences"] == {"train": 10, "validation": 5}
 
 
 def test_the_record_names_the_replaced_model_and_data(small_builtin, capsys):
@@ -113,9 +119,9 @@ def test_the_seed_decides_the_weights_of_a_new_head(tmp_path, tiny):
 
 
 def test_a_problem_in_load_is_a_value_with_place_and_remedy(tmp_path, tiny):
-    (tmp_path / "a.csv").write_text(CSV + "good,\n")
+    (tmp_path / "a.csv").write_text(CSV + "good\n")
     with pytest.raises(InputError) as caught:
         load.load(settings_of("--model", tiny, "--data", tmp_path / "a.csv"))
     place = f"{tmp_path / 'a.csv'}, line 42"
-    expected = Problem(place, "no label in 'label'", "fill it in or remove the row")
+    expected = Problem(place, "1 field (expected 2)", "complete or remove the row")
     assert caught.value.problems == (expected,)

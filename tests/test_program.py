@@ -46,8 +46,8 @@ def test_every_problem_with_the_keywords_is_raised_at_once_without_an_exit(tmp_p
     assert "epochs: must be a whole number from 1 to 2147483647 (found 0)" in problems
     assert "seed: must be a whole number from 0 to 2**64 - 1 (found '1')" in problems
     assert any(problem.startswith("--data no.csv: ") for problem in problems)
-    (tmp_path / "own.csv").write_text(CSV + "good,\n")
-    with pytest.raises(InputError, match=r"own\.csv, line 42: no label in 'label'"):
+    (tmp_path / "own.csv").write_text(CSV + "good\n")
+    with pytest.raises(InputError, match=r"own\.csv, line 42: 1 field \(expected 2\)"):
         finetune(model="builtin", data=tmp_path / "own.csv", output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -34,7 +34,12 @@ FLAGS = {
     "warm-up of the whole run": (["--warmup", "1"], ["to below 1 (found 1.0)"]),
     "seed negative": (["--seed", "-1"], ["from 0 to 2**64 - 1 (found -1)"]),
     "unknown choice": (["--keep", "worst"], ["best, macro_f1 or last (found 'worst')"]),
-    "three text columns": (["--text-column", *"abc"], ["column names (found ['a', 'b', 'c'])"]),
+    "text column without a name": (["--text-column", ""], ["must be column names (found [''])"]),
+    "unknown encoding": (
+        ["--encoding", "cp1525"],
+        ["--encoding: must be the name of an encoding, such as utf-8 or cp1252 (found 'cp1525')"],
+    ),
+    "an encoding of bytes": (["--encoding", "base64"], ["of an encoding, such as"]),
     "a value without a flag": (["reviews.csv"], ["'reviews.csv': unexpected argument"]),
     "a name with a line break": (["--model", "a\nb"], ["--model a b: no such folder"]),
     "a name too long": (["--output-dir", "x" * 300], ["File name too long"]),
@@ -114,7 +119,7 @@ def test_a_flag_replaces_its_constant_and_counts_as_explicit():
     assert (chosen.epochs, chosen.learning_rate, chosen.compile) == (7, 1e-4, True)
     assert chosen.seed == 3 and chosen.explicit == {"epochs", "learning_rate", "compile"}
     assert from_flags("--no-compile", COMPILE=True).compile is False
-    assert from_flags("--text-column", "a", "b").text_column == ["a", "b"]
+    assert from_flags("--text-column", *"abc").text_column == ["a", "b", "c"]
 
 
 def test_flags_and_keywords_with_the_same_values_give_equal_settings():

@@ -42,7 +42,7 @@ def load(requested: Settings) -> Loaded:
             device = speed.choose_device(settings.device)
         with collect_problems(problems):
             columns = settings.text_column, settings.label_column
-            text = data.load(settings.data, *columns, settings.seed)
+            text = data.load(settings.data, *columns, settings.seed, settings.encoding)
             labels = text.labels
         # Problems are reported before a long download of the model, not after it.
         if not problems or not hub.is_needed("model", settings.model):

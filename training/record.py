@@ -17,6 +17,8 @@ from training.settings import AUTOMATIC, Settings, Values
 NAME, METRICS = "run.json", "metrics.jsonl"
 KINDS = {"settings": dict, "asked": dict, "replaced": dict, "fingerprints": dict}
 KINDS |= {"versions": dict, "resumed": list, "result": dict | None}
+# Classes whose shares are printed.
+MAX_LISTED = 10
 
 
 def describe(settings: Settings, requested: Settings, replaced: dict, text, model: Path) -> dict:
@@ -36,6 +38,7 @@ def describe(settings: Settings, requested: Settings, replaced: dict, text, mode
         "replaced": replaced,
         "labels": text.labels,
         "sentences": {split: len(rows) for split, rows in text.splits.items()},
+        "reading": text.facts,
         "fingerprints": {
             "data": {split: fingerprint(rows) for split, rows in text.splits.items()},
             "model": encoder_files.fingerprint(model),
@@ -74,16 +77,22 @@ def must_be_same(record: dict) -> dict[str, object]:
 
 
 def summary(record: dict) -> list[str]:
-    """Model, data and size of the run, in two lines."""
-    settings, labels = record["settings"], record["labels"]
+    """Model, data, classes and size of the run, in three lines."""
+    settings, labels, counts = record["settings"], record["labels"], record["reading"]["classes"]
     columns = ", ".join([*settings["text_column"], settings["label_column"]])
     sizes = ", ".join(f"{size:,} {split}" for split, size in record["sentences"].items())
-    classes = f"{len(labels)} classes" + (f" ({', '.join(labels)})" if len(labels) <= 10 else "")
+    shares = [
+        f"{label} {100 * count / sum(counts):.3g} %"
+        for count, label in sorted(zip(counts, labels, strict=True), key=lambda pair: -pair[0])
+    ]
+    if len(shares) > MAX_LISTED:
+        shares = [*shares[:3], "…", *shares[-3:]]
     steps = math.ceil(record["sentences"]["train"] / settings["batch_size"])
     epochs, processes = settings["epochs"], record["processes"]
     shared = f", shared by {processes} processes" if processes > 1 else ""
     return [
-        f"{settings['model']} on {settings['data']} (columns {columns}): {sizes}; {classes}",
+        f"{settings['model']} on {settings['data']} (columns {columns}): {sizes}",
+        f"{len(labels)} classes: {', '.join(shares)}",
         f"{epochs} {plural('epoch', epochs)} of {steps:,} {plural('step', steps)}, learning rate "
         f"{settings['learning_rate']:g}, {settings['device']}, {settings['precision']}{shared}",
     ]

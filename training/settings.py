@@ -9,7 +9,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from inputs import encoder_files, files, hub
+from inputs import encoder_files, encodings, files, hub
 from system.console import InputError, Parser, Problem
 from training import board
 
@@ -49,8 +49,8 @@ def _is_at_least_0(number: float) -> bool:
     return 0 <= number < math.inf
 
 
-def _is_one_or_two_columns(names: list) -> bool:
-    return len(names) in (1, 2) and all(isinstance(name, str) and name for name in names)
+def _are_columns(names: list) -> bool:
+    return len(names) > 0 and all(isinstance(name, str) and name for name in names)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,8 +64,9 @@ class Settings:
     data: str = _row(
         "`sst2`, `builtin`, a Hub data set, a file or a folder", bool, check=files.find_files
     )
-    text_column: list[str] | None = _row("one or two column names", _is_one_or_two_columns)
+    text_column: list[str] | None = _row("column names", _are_columns)
     label_column: str | None = _row("a column name", bool)
+    encoding: str | None = _row(encodings.DESCRIPTION, encodings.is_codec)
     epochs: int = _whole(1)
     batch_size: int = _whole(1)
     micro_batch_size: int | None = _whole(1, ROUNDING)

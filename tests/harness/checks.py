@@ -1,11 +1,16 @@
 """Checks of a refused or a complete run, and small tables."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
 import data
+from inputs import forms
+from inputs.rows import Table
+from system.console import InputError, Problem
 
 Run = SimpleNamespace
 
@@ -33,7 +38,7 @@ def check_prediction_refused(
         (folder / name).write_text(text)
     run = predicted(*arguments)
     assert run.code == 2 and run.out == "" and len(run.errors) == 1, run.err
-    assert message in run.errors[0] and "Traceback" not in run.err
+    assert message in run.errors[0] and "Traceback" not in run.err, run.err
     assert {path.name for path in folder.iterdir()} == set(files)
 
 
@@ -61,7 +66,50 @@ def check_file_refused(
     check_refused(run, folder / "run", message)
 
 
-def load_text(folder: Path, name: str, content: str) -> data.LabelledText:
+# ---- Small tables ----
+
+
+def lines(rows: Collection[Sequence[object]], separator: str = ",", end: str = "\n") -> str:
+    """The rows as separated values, without quotes."""
+    return "".join(separator.join(map(str, row)) + end for row in rows)
+
+
+def sentences(count: int, *classes: object) -> list[tuple[str, object]]:
+    """Different texts of five words, with the classes in turn."""
+    return [(f"this is the text {i}", classes[i % len(classes)]) for i in range(count)]
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    """Write a file, and the folders above it."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def load_text(
+    folder: Path, name: str, content: str | bytes, *columns: object, **options: object
+) -> data.LabelledText:
     """Write the table `content` to the file `name`, and load the file."""
-    (folder / name).write_bytes(content.encode())
-    return data.load(str(folder / name))
+    return data.load(str(write(folder, name, content)), *columns, **options)
+
+
+def open_text(folder: Path, name: str, content: str | bytes, named: Collection[str] = ()) -> Table:
+    """Write `content` to the file `name`, and open its table."""
+    return forms.open_file(write(folder, name, content), named=named)
+
+
+def read(table: Table) -> tuple[list[tuple[int, dict[str, object]]], list[str]]:
+    """All rows of a table with their numbers, and the problems as text."""
+    problems: list[Problem] = []
+    rows = list(table.rows(problems, (), False))
+    return rows, list(map(str, problems))
+
+
+def refusals(
+    folder: Path, name: str, content: str | bytes, *columns: object, **options: object
+) -> list[str]:
+    """The problems for which a file is refused, without its folder."""
+    with pytest.raises(InputError) as caught:
+        load_text(folder, name, content, *columns, **options)
+    return [str(problem).replace(f"{folder}/", "") for problem in caught.value.problems]

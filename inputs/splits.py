@@ -1,0 +1,137 @@
+"""The rows of each split: a tenth held out, and the texts that occur more than once."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas
+import pyarrow.compute
+from datasets import Dataset
+
+from inputs.rows import Table
+from system.console import say
+from system.randomness import generator
+
+MAX_NAMED = 5
+
+
+class Copies(NamedTuple):
+    """Texts that occur more than once, and what a user must know of them."""
+
+    counts: dict[str, int]  # For run.json, by kind.
+    notes: list[str]
+
+
+def first_rows(splits: Mapping[str, Dataset]) -> np.ndarray:
+    """The first row with the same text, or pair, as each row: int64 of shape (all rows,).
+
+    Rows are counted over all splits in turn. A text that does not repeat is its own first row.
+    """
+    hashes = np.concatenate([_hashes(rows) for rows in splits.values()])
+    # A stable order keeps the rows of a text in their order.
+    order = np.argsort(hashes, kind="stable")
+    is_first = np.ones(len(order), dtype=bool)
+    hashes = hashes[order]
+    np.not_equal(hashes[1:], hashes[:-1], out=is_first[1:])
+    first = np.empty(len(order), np.int64)
+    first[order] = order[is_first][np.cumsum(is_first) - 1]
+    return first
+
+
+def _hashes(rows: Dataset) -> np.ndarray:
+    """A hash of each row's text, or pair, without the spaces around it: uint64 of shape (rows,)."""
+    hashes = np.zeros(len(rows), np.uint64)
+    for name in ("text", "text_pair"):
+        column, start = rows.data[name], 0
+        if column.null_count == len(column):
+            continue
+        for chunk in column.chunks:
+            texts = pyarrow.compute.utf8_trim_whitespace(chunk).to_numpy(zero_copy_only=False)
+            part = hashes[start : start + len(texts)]
+            # The factor keeps (a, b) and (b, a) apart.
+            part[:] = part * np.uint64(1_000_003) + pandas.util.hash_array(texts, categorize=False)
+            start += len(texts)
+    return hashes
+
+
+def class_ids(rows: Dataset, ids: Mapping[str, int]) -> np.ndarray:
+    """The id of the class of each row: int64 of shape (rows,)."""
+    parts = []
+    for chunk in rows.data["label"].chunks:
+        encoded = chunk.dictionary_encode()
+        classes = np.array([ids[label] for label in encoded.dictionary.to_pylist()], np.int64)
+        parts.append(classes[encoded.indices.to_numpy()])
+    return np.concatenate(parts)
+
+
+def find_copies(
+    splits: Mapping[str, Dataset],
+    opened: Mapping[str, Table],
+    classes: np.ndarray,
+    first: np.ndarray,
+) -> Copies:
+    """Count texts that repeat in train, that are in other splits, too, or that have two labels.
+
+    They flatter the score, or limit it. Nothing is removed. `classes` and `first` have a value for
+    each row of all splits, train first.
+    """
+    ends = np.cumsum([len(rows) for rows in splits.values()])
+    counts: dict[str, int] = {}
+    notes: list[str] = []
+    is_copy = first != np.arange(len(first))
+    if repeated := int(is_copy[: ends[0]].sum()):
+        counts["repeated"] = repeated
+        note = f"{repeated:,} of {ends[0]:,} rows repeat an earlier text"
+        notes.append(f"NOTE: {opened['train'].name}: {note}")
+    for split, start, end in zip(list(splits)[1:], ends[:-1], ends[1:], strict=True):
+        if shared := int((first[start:end] < ends[0]).sum()):
+            counts[f"{split}_in_train"] = shared
+            note = f"{shared:,} of {end - start:,} texts are in train, too; they flatter the score"
+            notes.append(f"NOTE: {opened[split].name}: {note}")
+    (others,) = np.nonzero(classes != classes[first])
+    if len(others):
+        counts["two_labels"] = number = len(np.unique(first[others]))
+        pairs = [(first[row], row) for row in others[:MAX_NAMED]]
+        listed = [" and ".join(_place(row, splits, opened) for row in pair) for pair in pairs]
+        more = "; …" if len(others) > MAX_NAMED else ""
+        note = "1 text has" if number == 1 else f"{number:,} texts have"
+        notes.append(f"NOTE: {note} two labels ({'; '.join(listed)}{more})")
+    return Copies(counts, notes)
+
+
+def _place(row: int, splits: Mapping[str, Dataset], opened: Mapping[str, Table]) -> str:
+    """The place of a row, counted over all splits."""
+    for split, rows in splits.items():
+        if row < len(rows):
+            return opened[split].place(rows[int(row)]["line"])
+        row -= len(rows)
+    raise IndexError(row)
+
+
+def hold_out(
+    train: Dataset, classes: np.ndarray, first: np.ndarray, seed: int
+) -> dict[str, Dataset]:
+    """Hold out a tenth of each class as validation; all rows with one text stay on one side.
+
+    A class with one text stays in training. `classes` and `first` have a value for each row.
+    """
+    random = generator(seed, "hold out").random(len(train))
+    (texts,) = np.nonzero(first == np.arange(len(train)))
+    held = _every_tenth(texts, classes, random)[first]
+    if not held.any():
+        say("NOTE: each class has one text only, so copies of texts in training are held out")
+        held = _every_tenth(np.arange(len(train)), classes, random)
+    say(f"no validation split: held out {held.sum():,} of {len(train):,} training sentences")
+    kept = {"train": np.flatnonzero(~held), "validation": np.flatnonzero(held)}
+    return {split: train.select(rows) for split, rows in kept.items()}
+
+
+def _every_tenth(texts: np.ndarray, classes: np.ndarray, random: np.ndarray) -> np.ndarray:
+    """True for every tenth of the rows `texts`, in random order within classes: (all rows,)."""
+    classes_of_texts = classes[texts]
+    order = texts[np.lexsort((random[texts], classes_of_texts))]
+    order = order[np.bincount(classes_of_texts)[classes[order]] > 1]
+    # Every tenth text in the order of classes takes a tenth of each class, and never a whole class.
+    held = np.zeros(len(classes), dtype=bool)
+    held[order[::10]] = True
+    return held

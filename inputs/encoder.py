@@ -72,6 +72,8 @@ def load(name: str, labels: Sequence[str] | None, max_length: int | None) -> Enc
         head = {key: value for key, value in fresh.items() if not key.startswith(prefix)}
         model.load_state_dict(head, strict=False)
     max_length = _check_lengths(model, tokenizer, name, max_length)
+    # transformers' pipeline then cuts at the same length.
+    tokenizer.model_max_length = max_length
     return Encoder(model.eval(), tokenizer, max_length, new_head or not same_labels)
 
 

@@ -28,13 +28,14 @@ def first_rows(splits: Mapping[str, Dataset]) -> np.ndarray:
     Rows are counted over all splits in turn. A text that does not repeat is its own first row.
     """
     hashes = np.concatenate([_hashes(rows) for rows in splits.values()])
-    # A stable order keeps the rows of a text in their order.
-    order = np.argsort(hashes, kind="stable")
-    is_first = np.ones(len(order), dtype=bool)
-    hashes = hashes[order]
-    np.not_equal(hashes[1:], hashes[:-1], out=is_first[1:])
-    first = np.empty(len(order), np.int64)
-    first[order] = order[is_first][np.cumsum(is_first) - 1]
+    first = np.arange(len(hashes))
+    ordered = np.sort(hashes)
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if len(repeated):
+        places = np.searchsorted(repeated, hashes).clip(max=len(repeated) - 1)
+        (copies,) = np.nonzero(repeated[places] == hashes)
+        _, index, text = np.unique(hashes[copies], return_index=True, return_inverse=True)
+        first[copies] = copies[index][text]
     return first
 
 

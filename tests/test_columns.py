@@ -116,6 +116,34 @@ FOUND = {
         table(a=[f"这部电影{i}太无聊了，而且时间太长" for i in range(60)], b=MOODS),
         (["a"], "b", "by their content"),
     ),
+    "a usual name above ids": (
+        table(content=IDS, words=TEXTS, label=MOODS),
+        (["words"], "label", "by their content"),
+    ),
+    "a label that is missing in some rows": (
+        table(a=TEXTS, b=[mood if i % 3 else "" for i, mood in enumerate(MOODS)], c=IDS),
+        (["a"], "b", "by their content"),
+    ),
+    "few rows of each class": (
+        table(a=TEXTS, b=[f"class {i % 25}" for i in range(60)], c=IDS),
+        (["a"], "b", "by their content"),
+    ),
+    "ids of classes with gaps": (
+        table(a=TEXTS, b=[(3, 17, 250)[i % 3] for i in range(60)], year=[2019, 2020] * 30),
+        (["a"], "b", "by their content"),
+    ),
+    "texts of one word": (
+        table(a=[f"word{i}" for i in range(60)], b=MOODS),
+        (["a"], "b", "by their content"),
+    ),
+    "names beside their ids": (
+        table(words=TEXTS, topic_id=[i % 2 for i in range(60)], topic_name=MOODS),
+        (["words"], "topic_name", "by their content"),
+    ),
+    "names of splits": (
+        table(words=TEXTS, subset=["train", "train", "test"] * 20, mark=MOODS),
+        (["words"], "mark", "by their content"),
+    ),
     "a label far below the first rows": (
         table(a=TEXTS, b=IDS, c=["x"] * 59 + ["y"], d=MOODS),
         None,
@@ -145,6 +173,33 @@ def test_columns_without_usual_names_are_found_and_named_in_one_line(
 def test_usual_names_need_no_line(tmp_path, capsys):
     load_text(tmp_path, "a.csv", table(text=TEXTS, label=MOODS))
     assert "choose others" not in capsys.readouterr().err
+
+
+def test_a_second_column_named_like_a_label_is_named_in_a_note(tmp_path, capsys):
+    content = table(tweet=TEXTS, target=["him", "her", "them"] * 20, stance=MOODS)
+    assert load_text(tmp_path, "a.csv", content).label_column == "target"
+    note = "the label is 'target'; 'stance' could be meant, too; choose with --label-column"
+    assert note in capsys.readouterr().err
+    load_text(tmp_path, "a.csv", content, ["tweet"], "target")
+    assert "could be meant" not in capsys.readouterr().err
+
+
+def test_a_column_of_splits_beside_usual_names_is_named_in_a_note(tmp_path, capsys):
+    content = table(text=TEXTS, label=MOODS, split=["train", "train", "test"] * 20)
+    assert len(load_text(tmp_path, "a.csv", content).splits["train"]) == 54
+    assert "the column 'split' names splits; it is not used" in capsys.readouterr().err
+
+
+def test_a_score_is_not_passed_over_for_a_column_that_happens_to_have_few_values(tmp_path):
+    content = table(words=TEXTS, genre=MOODS, score=[i * 0.37 for i in range(60)])
+    (problem,) = refusals(tmp_path, "a.csv", content)
+    assert "could be the label: 'score' (numbers), 'genre' (2 values: " in problem
+
+
+def test_a_wide_table_is_listed_in_a_line_of_eight_columns(tmp_path):
+    content = table(**{f"n{i}": [i * j for j in range(60)] for i in range(2, 40)})
+    for problem in refusals(tmp_path, "a.csv", content):
+        assert "'n9' (numbers) and 30 more)" in problem and len(problem) < 400
 
 
 # ---- Several candidates, or none ----

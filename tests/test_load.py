@@ -1,9 +1,10 @@
 """Loading reports every problem of settings, data and model at once."""
 
 import dataclasses
+import json
 
 import pytest
-from harness.checks import check_refused
+from harness.checks import check_done, check_refused
 from harness.helpers import CSV
 
 import finetune as script
@@ -125,3 +126,43 @@ def test_a_problem_in_load_is_a_value_with_place_and_remedy(tmp_path, tiny):
     place = f"{tmp_path / 'a.csv'}, line 42"
     expected = Problem(place, "1 field (expected 2)", "complete or remove the row")
     assert caught.value.problems == (expected,)
+
+
+# ---- The look at the data ----
+
+
+def test_a_run_starts_with_a_look_at_rows_classes_and_lengths(in_process, tmp_path, tiny):
+    rows = [f"the café number {i} was fine,{'ab'[i % 4 == 0]}\n" for i in range(40)]
+    (tmp_path / "a.csv").write_text("".join(rows), "cp1252")
+    flags = ["--model", tiny, "--data", "a.csv", "--encoding", "latin-1", "--max-length", "7"]
+    run = in_process(*flags, "--epochs", "1", "--output-dir", "run")
+    record = check_done(run, tmp_path / "run")
+    look = [line for line in run.err.splitlines() if " on a.csv " in line or "classes:" in line]
+    assert look == [
+        f"{tiny} on a.csv (columns 1, 2): 36 train, 4 validation",
+        "2 classes: a 75 %, b 25 %",
+    ]
+    lengths = (
+        "train: median length 7 tokens, 95 % up to 7; truncated 36 of 36 sentences to 7 tokens"
+    )
+    assert lengths in run.err.splitlines()
+    assert record["settings"]["encoding"] == "latin-1"
+    assert record["reading"] == {
+        "train": {"encoding": "latin-1", "header": False},
+        "columns": "by their content",
+        "classes": [30, 10],
+        "copies": {},
+        "has_class_names": False,
+    }
+    # The tokenizer of the model cuts at the same length for everyone who loads it.
+    saved = json.loads((tmp_path / "run" / "model" / "tokenizer_config.json").read_text())
+    assert saved["model_max_length"] == 7
+
+
+def test_the_commonest_and_the_rarest_of_many_classes_are_shown(tmp_path, tiny, capsys):
+    labels = [f"c{i}" for i in range(1, 13) for _ in range(i)]
+    rows = "".join(f"text {i},{label}\n" for i, label in enumerate(labels))
+    (tmp_path / "a.csv").write_text("text,label\n" + rows)
+    load.load(settings_of("--model", tiny, "--data", tmp_path / "a.csv", "--device", "cpu"))
+    line = "12 classes: c12 15.4 %, c11 14.1 %, c10 12.8 %, …, c3 3.85 %, c2 2.56 %, c1 1.28 %"
+    assert line in capsys.readouterr().err.splitlines()

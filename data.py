@@ -231,12 +231,11 @@ def tokenize_split(
     cut = sum(chunk.true_count for chunk in rows.data["was_cut"].chunks)
     rows = rows.remove_columns("was_cut")
     tokens = TokenizedText(rows, tokenizer.pad_token_id, max_length, len(text.labels))
-    message = f"truncated {cut:,} of {len(rows):,} sentences to {max_length} tokens"
     if name == "train":
         median, high = np.percentile(tokens.lengths, [50, 95])
-        message = f"median length {median:.0f} tokens, 95 % up to {high:.0f}; {message}"
-    if cut or name == "train":
-        say(f"{name}: {message}")
+        say(f"train: median length {median:.0f} tokens, 95 % up to {high:.0f}")
+    if cut:
+        say(f"{name}: truncated {cut:,} of {len(rows):,} sentences to {max_length} tokens")
     return tokens
 
 

@@ -42,10 +42,14 @@ def open_columnar(path: Path) -> Table:
         raise InputError(_unreadable(path, form, error)) from None
     names, named = schema.names, class_names(schema)
     # Other columns may hold values that Python cannot read.
-    readable = [field.name for field in schema if is_readable(field.type)]
+    duplicates = {name for name in names if names.count(name) > 1}
+    readable = [f.name for f in schema if is_readable(f.type) and f.name not in duplicates]
 
     def rows(problems: list[Problem], columns: Sequence[str] = (), show: bool = True) -> Rows:
         number = itertools.count(1)
+        if used := sorted(duplicates & set(columns)):
+            problems.append(Problem(str(path), f"duplicate column {used[0]!r}", "rename one"))
+            return
         try:
             with progress(total, "rows", f"reading {path.name}", show=show) as bar:
                 for batch in _open(path, form, columns or readable)[2]:
@@ -55,7 +59,6 @@ def open_columnar(path: Path) -> Table:
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             problems.append(_unreadable(path, form, error))
 
-    duplicates = {name for name in names if names.count(name) > 1}
     columns = list(dict.fromkeys(names)) if total else []
     return Table(str(path), columns, rows, "row", class_names=named, duplicates=duplicates)
 
@@ -96,11 +99,12 @@ def class_names(schema: "pyarrow.Schema") -> dict[str, list[str]]:
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         return {
-            column: list(feature["names"])
+            column: [name.strip() for name in feature["names"]]
             for column, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+            # The file may have lost a column that its metadata describe.
+            if column in schema.names and feature.get("_type") == "ClassLabel"
         }
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         return {}
 
 
@@ -108,9 +112,12 @@ def with_class_names(row: dict[str, object], names: dict[str, list[str]]) -> dic
     """The row with names in place of class ids; None for −1, no label."""
     for column in names.keys() & row.keys():
         value = row[column]
-        if not isinstance(value, str):
-            is_known = value is not None and 0 <= value < len(names[column])
-            row[column] = names[column][value] if is_known else None
+        if value is None or value != value or value == -1:
+            row[column] = None
+        elif not isinstance(value, str):
+            # An id without a name is reported as an unknown label.
+            is_known = 0 <= value < len(names[column])
+            row[column] = names[column][int(value)] if is_known else str(value)
     return row
 
 
@@ -126,7 +133,9 @@ def open_workbook(path: Path, named: Collection[str]) -> Table:
         raise InputError(Problem(str(path), message, remedy)) from None
     try:
         book = openpyxl.load_workbook(_source(path), read_only=True, data_only=True)
-        filled = [sheet for sheet in book.worksheets if any(map(any, sheet.values))]
+        # A cover sheet has single cells.
+        sheets = [sheet for sheet in book.worksheets if any(map(any, sheet.values))]
+        filled = sorted(sheets, key=lambda sheet: not _is_table(sheet.values))
     # The library passes on the errors of zip, XML and its own reader.
     except Exception as error:
         raise InputError(_unreadable(path, "Excel", error)) from None
@@ -148,9 +157,18 @@ def open_workbook(path: Path, named: Collection[str]) -> Table:
     return table._replace(notes=[note, *table.notes], facts={**table.facts, "sheet": sheet.title})
 
 
+def _is_table(rows: Iterator[tuple]) -> bool:
+    wide = (row for row in rows if sum(cell is not None for cell in row) > 1)
+    return len(list(itertools.islice(wide, 2))) == 2
+
+
 def _cell_text(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):
         return str(value).upper()
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    return (
+        str(int(value))
+        if isinstance(value, float) and value.is_integer()
+        else str(value).removesuffix(" 00:00:00")
+    )

@@ -86,7 +86,9 @@ def find_columns(
             text, text_source = _choose_text(contents, set(label))
         if not label and labelled:
             label, label_source = _choose_label(contents, set(text))
-        problems = _missing(table, contents, text, label, labelled, command) + problems
+        # A table whose rows are all broken has no contents to list.
+        if any(column.counts for column in contents):
+            problems += _missing(table, contents, text, label, labelled, command)
         source = max(text_source, label_source, key=["flags", "names", *SOURCES].index)
     problems += _unusable(table, [*text, *label])
     if problems:
@@ -97,6 +99,8 @@ def find_columns(
         flags = "--text-column and --label-column" if labelled else "--text-column"
         notes.append(f"{note}; choose others with {flags}")
     others = [name for name in table.columns if _is_label_name(name) and name not in text + label]
+    # label_text has the names of the ids in label.
+    others = [name for name in others if not (label and name.startswith(label[0]))]
     if others and labelled and not label_column:
         note = f"the label is {label[0]!r}; {_listed(map(repr, others))} could be meant, too"
         notes.append(f"NOTE: {table.name}: {note}; choose with --label-column")
@@ -247,7 +251,12 @@ def _missing(
     columns_of_flags = {"--text-column": text or [c.name for c in texts[:1]] or ["NAME"]}
     if labelled:
         columns_of_flags["--label-column"] = label or [c.name for c in ranked[:1]] or ["NAME"]
-    flags = [item for flag, names in columns_of_flags.items() for item in (flag, *names)]
+    flags = [
+        item
+        for flag, names in columns_of_flags.items()
+        # A name such as -x would be a flag.
+        for item in ([f"{flag}={names[0]}"] if names[0].startswith("-") else [flag, *names])
+    ]
     example = f"as in `{command} {shlex.join(flags)}`"
     problems = []
     for kind, chosen, candidates in (("text", text, texts), ("label", label, labels)):
@@ -255,7 +264,7 @@ def _missing(
             continue
         listed = _listed(candidates or contents)
         message = f"no column for the {kind} (found {listed})"
-        if candidates:
+        if len(candidates) > 1:
             message = f"several columns could be the {kind}: {listed}"
         if len(_flags(candidates)) > 1:
             message += "; columns of 0 and 1 are often several labels of one text"

@@ -18,8 +18,8 @@ Fields = Callable[[bool], Iterator[tuple[int, list[str] | None]]]
 
 # Lines that decide the separator.
 SAMPLE_LINES = 500
-# So many damaged rows settle that a reading of the quotes is wrong.
-MAX_DAMAGED = 100
+# A cell with more lines has a quote that is not closed.
+MAX_LINES = 100_000
 # Excel names the separator in a line before the header.
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 
@@ -56,8 +56,8 @@ def find_dialect(lines: Lines, separators: str) -> Dialect:
     if "\t" in fits:
         fits["\t"] = max(fits["\t"], _fit(sample, "\t", csv.QUOTE_NONE))
     # Two separators rarely fit equally well. Then the header decides.
-    bare = re.sub(r'"[^"]*"', "", next(filter(str.strip, sample), ""))
-    separator = max(separators, key=lambda s: (fits[s], bare.count(s)))
+    header = re.sub(r'"[^"]*"', "", next(filter(str.strip, sample), ""))
+    separator = max(separators, key=lambda s: (fits[s], header.count(s)))
     dialect = Dialect(separator, True, first_line, fits[separator])
     if separator != "\t":
         return dialect
@@ -66,7 +66,8 @@ def find_dialect(lines: Lines, separators: str) -> Dialect:
     plain = dialect._replace(is_quoted=False)
     if not any('"' in line for line in lines(False)):
         return plain
-    return min((dialect, plain), key=lambda reading: _damaged(lines(False), reading))
+    damaged = _damaged(lines(False), dialect)
+    return plain if damaged and _damaged(lines(False), plain) < damaged else dialect
 
 
 def _fit(sample: list[str], separator: str, quoting: int) -> float:
@@ -85,7 +86,7 @@ def _damaged(lines: Iterable[str], dialect: Dialect) -> int:
     for _, fields in split_rows(lines, dialect, repair=False):
         if fields is None or (any(fields) and len(fields) != (usual := usual or len(fields))):
             damaged += 1
-            if damaged >= MAX_DAMAGED:
+            if damaged >= MAX_PROBLEMS:
                 break
     return damaged
 
@@ -101,28 +102,32 @@ def split_rows(
     Reading goes on behind a malformed row. With `repair`, text after a closing quote is part of
     its field, as in pandas.
     """
-    options, number = dialect.options(), dialect.first_line
-    cell = rf' *"([^"]|"")*"|[^"{re.escape(dialect.separator)}]*'
-    well_formed = re.compile(rf"({cell})({re.escape(dialect.separator)}({cell}))*[\r\n]*")
+    options, number, damaged = dialect.options(), dialect.first_line, 0
+    cell = rf' *+"(?:[^"]++|"")*+"|[^"{re.escape(dialect.separator)}]*+'
+    well_formed = re.compile(rf"({cell})({re.escape(dialect.separator)}({cell}))*+[\r\n]*")
     source = itertools.islice(lines, number - 1, None)
     block: list[str] = []
 
     def recorded(source: Iterator[str]) -> Iterator[str]:
         for line in source:
             block.append(line)
+            if len(block) > MAX_LINES:
+                raise csv.Error
             yield line
 
-    while True:
+    # Each malformed row can read a large part of the file again.
+    while damaged < MAX_PROBLEMS:
         try:
             for fields in csv.reader(recorded(source), **options):
-                is_odd = dialect.is_quoted and len(block) == 1 and '"' in block[0]
-                is_odd = is_odd and not well_formed.fullmatch(block[0]) and _is_split(fields)
-                yield number, None if is_odd else fields
+                is_odd = dialect.is_quoted and len(block) == 1 and _is_split(fields)
+                yield number, None if is_odd and not well_formed.fullmatch(block[0]) else fields
                 number += len(block)
                 block.clear()
             return
         except csv.Error:
-            yield number, _repaired(block[0], options) if repair and len(block) == 1 else None
+            fields = _repaired(block[0], options) if repair and len(block) == 1 else None
+            yield number, fields
+            damaged += fields is None
             number += 1
             # A quote that is never closed takes in all lines behind it: they are read again.
             if rest := block[1:]:
@@ -167,7 +172,9 @@ def open_fields(
         return Table(name, [], filled, problems=problems)
     first = list(map(bare, first))
     looks_like_header, is_sure = is_header(first, (row for _, row in filled() if row))
-    is_named = bool(named) and {column.lower() for column in named} <= set(map(str.lower, first))
+    # The names 1, 2, 3 are those of a file without a header.
+    is_named = bool(named) and not all(map(str.isdigit, named))
+    is_named = is_named and {column.lower() for column in named} <= set(map(str.lower, first))
     has_header = looks_like_header or is_named
     names = first if has_header else [str(number) for number in range(1, len(first) + 1)]
     # Only the columns in use need a name of their own.
@@ -232,7 +239,8 @@ def _check_names(where: str, fields: Fields, first: list[str], has_header: bool)
 
 
 def _malformed(where: str) -> Problem:
-    return Problem(where, "malformed quotes", "close each quote, and double a quote in a text")
+    remedy = "close each quote, double a quote in a text, and end all lines alike"
+    return Problem(where, "malformed quotes or line end", remedy)
 
 
 def _problem(

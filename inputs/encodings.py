@@ -1,7 +1,7 @@
 """The encoding of a text file: UTF-8, a byte-order mark, or a plausible answer of a detector.
 
 A file is read right or refused. A detector's answer counts only if its words are plausible and no
-other likely encoding gives other plausible words. docs/architecture.md has the measurements.
+other likely encoding gives other plausible words.
 """
 
 import codecs
@@ -72,6 +72,8 @@ def find_encoding(name: str, blocks: Blocks, chosen: str | None = None) -> Encod
 
     `blocks` opens the content anew. `chosen` is the user's codec, or None to find one.
     """
+    if chosen and not is_codec(chosen):
+        raise InputError(Problem(chosen, f"must be {DESCRIPTION}", flag="--encoding"))
     start = next(blocks(), b"")[:4]
     codec = chosen or next((MARKS[mark] for mark in MARKS if start.startswith(mark)), None)
     if codec:
@@ -81,7 +83,7 @@ def find_encoding(name: str, blocks: Blocks, chosen: str | None = None) -> Encod
     scan = _scan(name, blocks)
     if not scan.invalid:
         return Encoding("utf-8-sig", scan.newline)
-    if scan.invalid * 2 < scan.high:
+    if scan.invalid * 2 < scan.high and _is_mostly_utf8(blocks, scan.newline):
         raise InputError(*itertools.islice(_damage(name, blocks, scan.newline), MAX_PROBLEMS))
     sample = _sample(blocks, scan.newline)
     codec = _detect(name, b"\n".join(sample.values()), 1 - scan.invalid / scan.high)
@@ -97,6 +99,8 @@ def _scan(name: str, blocks: Blocks) -> Scan:
         if nulls > len(block) * MAX_NULLS:
             remedy = "save it as CSV UTF-8, or choose --encoding utf-16-le if it is UTF-16"
             raise InputError(Problem(name, "expected text, found a NUL byte", remedy))
+        if b"\x1b$" in block:
+            raise _unclear(name, ["iso2022_jp"])
         if "\n" not in ends:
             ends |= {end for end in "\r\n" if end.encode() in block}
         if block.isascii() and not rest:
@@ -156,6 +160,18 @@ def _damage(name: str, blocks: Blocks, newline: str) -> Iterator[Problem]:
             yield Problem(at(name, number), message, remedy)
 
 
+def _is_mostly_utf8(blocks: Blocks, newline: str) -> bool:
+    """True if most lines with bytes above 127 are UTF-8; few lines of Chinese are by chance."""
+    lines = damaged = 0
+    for _, line in _lines(blocks, newline):
+        lines += 1
+        try:
+            line.decode()
+        except UnicodeDecodeError:
+            damaged += 1
+    return 2 * damaged < lines
+
+
 def _sample(blocks: Blocks, newline: str) -> dict[int, bytes]:
     """Lines with bytes above 127 from the whole file, by number."""
     sample, size, step = {}, 0, 1
@@ -189,8 +205,12 @@ def _detect(name: str, data: bytes, utf8: float) -> str:
     codec = next(iter(plausible.values()), "")
     if len(plausible) == 1 and (high >= MIN_BYTES or codec == "cp1252"):
         return codec
-    likely = ", ".join(dict.fromkeys([*plausible.values(), *names]))
-    raise InputError(Problem(name, f"expected UTF-8, found another encoding ({likely}?)", REMEDY))
+    raise _unclear(name, [codec for codec in [*plausible.values(), *names] if codec != "None"])
+
+
+def _unclear(name: str, codecs: list[str]) -> InputError:
+    likely = f" ({', '.join(dict.fromkeys(codecs))}?)" if codecs else ", or no text"
+    return InputError(Problem(name, f"expected UTF-8, found another encoding{likely}", REMEDY))
 
 
 def _decode(data: bytes, codec: str) -> str | None:
@@ -227,9 +247,11 @@ def _note(name: str, sample: dict[int, bytes], codec: str) -> str:
     """The note with an excerpt around the first letter above 127 (or any such character)."""
     texts = {number: line.decode(codec) for number, line in itertools.islice(sample.items(), 1000)}
     for pattern in (r"[^\W\d_\x00-\x7f]", r"[^\x00-\x7f]"):
-        for number, text in texts.items():
+        # The header is the worst example.
+        for number, text in sorted(texts.items(), key=lambda item: item[0] == 1):
             if match := re.search(pattern, text):
                 excerpt = " ".join(text[max(match.start() - 25, 0) : match.start() + 35].split())
+                excerpt = "".join(mark if mark.isprintable() else "?" for mark in excerpt)
                 return (
                     f"NOTE: {name} is not UTF-8; it is read as {codec}. Line {number} then has"
                     f" '{excerpt}'; if that is wrong, choose another with --encoding"

@@ -45,7 +45,7 @@ def blocks(path: Path) -> Iterator[bytes]:
     """The content of a file, decompressed, or of all texts in a folder of classes, in blocks."""
     if path.is_dir():
         for _, text in class_texts(path):
-            yield text.read_bytes()
+            yield text.read_bytes() + b"\n"
         return
     try:
         with path.open("rb") as raw, decompressed(path, raw) as file:
@@ -95,7 +95,7 @@ def find_files(name: str) -> dict[str, Path] | None:
     if path.is_file():
         if ending(path) not in ENDINGS:
             remedy = f"use one of {', '.join(filter(None, ENDINGS))}"
-            raise InputError(Problem(name, f"unknown ending {path.suffix!r}", remedy, "--data"))
+            raise InputError(Problem(name, f"unknown ending {ending(path)!r}", remedy, "--data"))
         return {"train": path}
     if path.is_dir():
         return _split_files(path, name)

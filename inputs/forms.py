@@ -15,6 +15,11 @@ from inputs.rows import Rows, Table
 from system.console import InputError, Problem, one_line, progress
 
 FASTTEXT = "__label__"
+# The first bytes of files that are no text.
+MAGIC = {b"PK\3\4": "a zip file, such as .xlsx", b"\xd0\xcf\x11\xe0": "an old Excel file (.xls)"}
+MAGIC |= {b"\x1f\x8b": "a gzip file (.gz)", b"PAR1": "a parquet file", b"ARROW1": "an Arrow file"}
+MAGIC |= {b"\x89PNG": "a picture", b"%PDF": "a PDF file"}
+TEXT_ENDINGS = {ending for ending in files.ENDINGS if ending not in (".xlsx", ".parquet", ".arrow")}
 LINES_BETWEEN_UPDATES = 1000
 # Rows that tell the columns of JSON.
 FIRST_ROWS = 100
@@ -28,13 +33,13 @@ GAP = re.compile(r"\s*")
 def fingerprint(path: Path) -> str:
     """SHA-256 of a file, or of all texts in a folder of classes with their names."""
     # The ending is included, because it decides how the bytes are read.
-    start = files.ending(path)
+    digest = hashlib.sha256()
     if path.is_dir():
-        start = json.dumps([f"{label}/{text.name}" for label, text in files.class_texts(path)])
-    digest = hashlib.sha256(start.encode())
+        names = [f"{label}/{text.name}" for label, text in files.class_texts(path)]
+        digest.update(json.dumps(names).encode())
     for block in files.blocks(path):
         digest.update(block)
-    return digest.hexdigest()
+    return files.ending(path) + digest.hexdigest()
 
 
 def open_file(path: Path, encoding: str | None = None, named: Collection[str] = ()) -> Table:
@@ -57,10 +62,16 @@ def open_file(path: Path, encoding: str | None = None, named: Collection[str] = 
         raise InputError(Problem(str(path), message)) from None
     if not table.columns:
         raise InputError(*(table.problems or [Problem(str(path), "no rows", "add rows")]))
+    if encoding and not (path.is_dir() or ending in TEXT_ENDINGS):
+        note = f"NOTE: {path} has no encoding to choose; --encoding is for text files"
+        table = table._replace(notes=[*table.notes, note])
     return table._replace(fingerprint=lambda: f"{fingerprint(path)} {encoding}")
 
 
 def _lines_table(path: Path, chosen: str | None, named: Collection[str]) -> Table:
+    start = next(files.blocks(path), b"")
+    if kind := next((MAGIC[magic] for magic in MAGIC if start.startswith(magic)), None):
+        raise InputError(Problem(str(path), f"expected text, found {kind}", "use its own ending"))
     encoding = encodings.find_encoding(str(path), lambda: files.blocks(path), chosen)
     name, ending = str(path), files.ending(path)
 
@@ -77,7 +88,9 @@ def _lines_table(path: Path, chosen: str | None, named: Collection[str]) -> Tabl
         dialect = delimited.find_dialect(lines, separators)
         if first and ending not in (".csv", ".tsv") and dialect.fit < GOOD_FIT:
             message = f"fits no form of a table (the first line is {first!r:.99})"
-            remedy = "separate its columns by tabs, or save it as .csv"
+            remedy = (
+                "separate its columns by tabs, or save it as .csv; predict.py reads lines by `<`"
+            )
             raise InputError(Problem(name, message, remedy))
         table = delimited.open_fields(
             name,
@@ -98,7 +111,8 @@ def _lines(path: Path, encoding: encodings.Encoding, show: bool) -> Iterator[str
         for count, line in enumerate(text):
             if count % LINES_BETWEEN_UPDATES == 0:
                 bar.update(raw.tell() - bar.n)
-            yield line
+            # `cat` leaves the byte-order mark of a second file inside.
+            yield line.removeprefix("\ufeff")
 
 
 # ---- JSON ----
@@ -160,7 +174,7 @@ def _objects(lines: Iterable[str]) -> Iterator[tuple[int, object]]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                yield number, json.loads(line.strip())
             except (ValueError, RecursionError) as error:
                 yield number, error
 
@@ -223,7 +237,11 @@ def _fasttext_table(name: str, lines: Lines) -> Table:
 
 def _class_folder(folder: Path, chosen: str | None) -> Table:
     texts = files.class_texts(folder)
-    encoding = encodings.find_encoding(str(folder), lambda: files.blocks(folder), chosen)
+    try:
+        encoding = encodings.find_encoding(str(folder), lambda: files.blocks(folder), chosen)
+    except InputError:
+        problems = itertools.chain(*(_undecodable(path, chosen) for _, path in texts))
+        raise InputError(*itertools.islice(problems, MAX_PROBLEMS)) from None
 
     def rows(problems: list[Problem], _: Sequence[str] = (), show: bool = True) -> Rows:
         with progress(len(texts), "files", f"reading {folder.name}", show=show) as bar:
@@ -239,5 +257,14 @@ def _class_folder(folder: Path, chosen: str | None) -> Table:
         rows,
         unit="file",
         notes=[*filter(None, [encoding.note]), *notes],
+        facts={"encoding": encoding.codec} if encoding.note or chosen else {},
         files=[path for _, path in texts],
     )
+
+
+def _undecodable(path: Path, chosen: str | None) -> Iterator[Problem]:
+    codec = chosen or "utf-8"
+    try:
+        path.read_bytes().decode(codec)
+    except UnicodeError as error:
+        yield Problem(str(path), f"expected {codec} ({one_line(error)})", encodings.REMEDY)

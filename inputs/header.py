@@ -21,19 +21,19 @@ def is_header(first: list[str], rows: Iterable[list[str]]) -> tuple[bool, bool]:
     if numbers == [str(number) for number in range(len(numbers))] and len(first) > 1:
         return True, True
     is_long = any(len(cell) > LONGEST_NAME or _is_sentence(cell) for cell in first)
-    if not is_long and any(cell.lower() in USUAL for cell in first):
-        return True, True
+    is_usual = not is_long and any(cell.lower() in USUAL for cell in first)
     sample: list[list[str]] = []
-    for row in rows:
+    for row in itertools.islice(rows, SAMPLE_ROWS) if is_usual else rows:
         # A header that comes again as a whole is still a header.
         if any(map(_is_same, first, row)) and not is_equal(row, first):
             return False, True
         if len(sample) < SAMPLE_ROWS:
             sample.append(row)
     # A name stands above numbers.
-    if any(itertools.starmap(_is_above_numbers, zip(first, *sample[1:], strict=False))):
+    if is_usual or any(itertools.starmap(_is_above_numbers, zip(first, *sample[1:], strict=False))):
         return True, True
-    has_part = any(name_parts(cell) & (TEXT_PARTS | LABEL_PARTS) for cell in first)
+    short = [cell for cell in first if cell.count(" ") < 3]
+    has_part = any(name_parts(cell) & (TEXT_PARTS | LABEL_PARTS) for cell in short)
     return not is_long and not any(map(NUMBER.fullmatch, first)), has_part
 
 

@@ -21,7 +21,7 @@ NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d{1,3})?", re.IGNORECASE)
 WHOLE = re.compile(r"[+-]?(0|[1-9]\d*)(\.0*)?")
 CODE = re.compile(r"[+-]?0\d.*")
 INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\ufeff"))
-MISSING = {"nan", "n/a", "na", "#n/a", "-", "none", "null", "?"}
+MISSING = {"nan", "n/a", "na", "#n/a", "-", "none", "null", "?", "infinity", "-infinity"}
 # A mark can have half steps. Other numbers with more values are scores.
 MAX_SCORES = 20
 # Smaller tables may have a class in every other row.
@@ -61,7 +61,8 @@ def find_classes(
     Numbers are sorted by value and words as text; a data set with class names keeps its own order.
     """
     counts = {split: count(rows) for split, rows in splits.items()}
-    written = class_names(counts["train"])
+    labels = counts["train"]
+    written = {label: label for label in labels} if own_order else class_names(labels)
     sizes: collections.Counter = collections.Counter()
     for label, name in written.items():
         sizes[name] += counts["train"][label]
@@ -86,7 +87,8 @@ def find_classes(
             problems.append(Problem(first_place("train", label), message, "correct or remove it"))
     ids: dict[str, int] = {}
     for split in counts:
-        matches = match(counts[split], names) | (written if split == "train" else {})
+        known = {} if own_order or split != "train" else written
+        matches = match(counts[split], names) | known
         ids |= {label: names.index(name) for label, name in matches.items()}
         for label in sorted(counts[split].keys() - matches.keys()):
             message = f"the label {label!r} is not in the training data"
@@ -139,7 +141,7 @@ def match(labels: Iterable[str], names: Sequence[str]) -> dict[str, str]:
         by_value.setdefault(_value(name), []).append(name)
     matches = {}
     for label in labels:
-        plain = _unlisted(label)
+        plain = label if label in names else _unlisted(label)
         same = [plain] if plain in names else by_value.get(_value(plain), [])
         if len(same) == 1:
             matches[label] = same[0]
@@ -187,8 +189,9 @@ def _impossible(sizes: collections.Counter, train: str) -> Iterable[Problem]:
     """A problem if the labels are no classes: none, one, scores, or one for each row."""
     rows, labels = sizes.total(), len(sizes)
     examples = ", ".join(list(sizes)[:3])
-    is_number = all(map(NUMBER.fullmatch, sizes))
-    has_halves = all((2 * float(name)).is_integer() for name in sizes) if is_number else True
+    numbers = [re.sub(r"^([+-]?\d+),(\d+)$", r"\1.\2", name) for name in sizes]
+    is_number = all(map(NUMBER.fullmatch, numbers))
+    has_halves = all((2 * float(number)).is_integer() for number in numbers) if is_number else True
     if sizes.keys() == {"-1"}:
         yield Problem(train, "no labels (found only -1)", "use a labelled file")
     elif labels < 2:

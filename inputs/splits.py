@@ -12,7 +12,7 @@ from inputs.rows import Table
 from system.console import say
 from system.randomness import generator
 
-MAX_NAMED = 5
+MAX_NAMED = 2
 
 
 class Copies(NamedTuple):
@@ -91,22 +91,32 @@ def find_copies(
             notes.append(f"NOTE: {opened[split].name}: {note}")
     (others,) = np.nonzero(classes != classes[first])
     if len(others):
-        counts["two_labels"] = number = len(np.unique(first[others]))
-        pairs = [(first[row], row) for row in others[:MAX_NAMED]]
-        listed = [" and ".join(_place(row, splits, opened) for row in pair) for pair in pairs]
-        more = "; …" if len(others) > MAX_NAMED else ""
+        texts, index = np.unique(first[others], return_index=True)
+        counts["two_labels"] = number = len(texts)
+        pairs = list(zip(texts, others[index], strict=True))[:MAX_NAMED]
+        listed = [_places(*(_find_row(row, splits, opened) for row in pair)) for pair in pairs]
+        more = "; …" if number > MAX_NAMED else ""
         note = "1 text has" if number == 1 else f"{number:,} texts have"
         notes.append(f"NOTE: {note} two labels ({'; '.join(listed)}{more})")
     return Copies(counts, notes)
 
 
-def _place(row: int, splits: Mapping[str, Dataset], opened: Mapping[str, Table]) -> str:
-    """The place of a row, counted over all splits."""
+def _find_row(
+    row: int, splits: Mapping[str, Dataset], opened: Mapping[str, Table]
+) -> tuple[Table, int]:
+    """The table and the number of a row that is counted over all splits."""
     for split, rows in splits.items():
         if row < len(rows):
-            return opened[split].place(rows[int(row)]["line"])
+            return opened[split], rows[int(row)]["line"]
         row -= len(rows)
     raise IndexError(row)
+
+
+def _places(*rows: tuple[Table, int]) -> str:
+    tables, numbers = zip(*rows, strict=True)
+    if tables[0] is tables[1] and not tables[0].files:
+        return f"{tables[0].name}, {tables[0].unit}s {' and '.join(map(str, numbers))}"
+    return " and ".join(table.place(number) for table, number in rows)
 
 
 def hold_out(
@@ -118,6 +128,10 @@ def hold_out(
     """
     random = generator(seed, "hold out").random(len(train))
     (texts,) = np.nonzero(first == np.arange(len(train)))
+    # A text with very many copies would make validation much more than a tenth.
+    limits = np.maximum(np.bincount(classes)[classes[texts]] // 10, 1)
+    usual = texts[np.bincount(first, minlength=len(train))[texts] <= limits]
+    texts = usual if len(usual) else texts
     held = _every_tenth(texts, classes, random)[first]
     if not held.any():
         say("NOTE: each class has one text only, so copies of texts in training are held out")

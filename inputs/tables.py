@@ -75,7 +75,9 @@ def read_table(table: Table, text: list[str], label: str | None, labelled: bool 
     from datasets.exceptions import DatasetGenerationError
 
     features = datasets.Features({name: datasets.Value(kind) for name, kind in KINDS.items()})
-    content = (table.fingerprint(), table.columns, text, label, labelled, "rows 3")
+    # The facts say how the file was read: its header, encoding and sheet.
+    read = (table.fingerprint(), table.columns, dict(table.facts))
+    content = (*read, text, label, labelled, "rows 3")
     numbers: list[int] = []
 
     class Builder(datasets.ArrowBasedBuilder):

@@ -89,7 +89,9 @@ def look_through(
         problems.append(Problem(str(path), message, "choose them with --text-column"))
     all_columns = dict.fromkeys(table.columns)
     labels, rows = set(), 0
-    for number, row in table.rows(problems, table.columns, True):
+    # Only rows that are written need columns that are not used.
+    read = table.columns if added_columns else [*text, *filter(None, [label])]
+    for number, row in table.rows(problems, read, True):
         rows += 1
         all_columns |= dict.fromkeys(row)
         has_others = bool(added_columns) and table.is_json

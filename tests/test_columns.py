@@ -285,8 +285,8 @@ def test_a_table_without_text_or_label_lists_all_columns(tmp_path):
 def test_broken_rows_are_named_beside_the_candidates(tmp_path):
     content = table(a=TEXTS, b=MOODS, c=MOODS[::-1]) + "one,two\n"
     problems = refusals(tmp_path, "a.csv", content)
-    assert "several columns could be the label" in problems[0]
-    assert problems[1] == "a.csv, line 62: 2 fields (expected 3); complete or remove the row"
+    assert problems[0] == "a.csv, line 62: 2 fields (expected 3); complete or remove the row"
+    assert "several columns could be the label" in problems[1]
 
 
 def test_a_named_column_leaves_only_the_other_to_be_found(tmp_path):

@@ -2,12 +2,14 @@
 
 import csv
 import io
+import tracemalloc
 
 import pytest
-from harness.checks import lines, load_text, open_text, read, refusals, sentences
+from harness.checks import lines, load_text, open_text, read, refusals, sentences, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import data
 from inputs import forms
 
 ROWS = sentences(12, "good", "bad")
@@ -233,7 +235,8 @@ def test_all_broken_rows_are_named_at_once_at_their_lines(tmp_path):
     assert refusals(tmp_path, "a.csv", content) == [
         "a.csv, line 14: 1 field (expected 2); complete or remove the row",
         "a.csv, line 17: 3 fields (expected 2); quote texts that contain ,",
-        "a.csv, line 18: malformed quotes; close each quote, and double a quote in a text",
+        "a.csv, line 18: malformed quotes or line end; close each quote, double a quote in a text, "
+        "and end all lines alike",
         "a.csv, line 20: 4 fields (expected 2); quote texts that contain ,",
     ]
 
@@ -255,3 +258,43 @@ def test_one_ragged_row_between_bare_quotes_is_the_only_one_named(tmp_path):
 def test_a_field_may_have_more_characters_than_the_csv_module_allows(tmp_path):
     rows, problems = read(open_text(tmp_path, "a.csv", f'text,label\n"{"a, " * 99_999}",x\ny,z\n'))
     assert len(rows[0][1]["text"]) == 299_997 and problems == []
+
+
+@pytest.mark.parametrize(
+    "row, rows",
+    [('5,some text","pos\n', 200_000), ('"bad 7 here,pos\n', 50_000)],
+    ids=["a lost first quote", "a lost last quote"],
+)
+def test_a_file_of_malformed_rows_is_refused_without_reading_it_again_for_each_row(
+    tmp_path, row, rows
+):
+    problems = refusals(tmp_path, "a.csv", "text,label\n" + row * rows + "good,pos\n" * 50_000)
+    assert 18 <= len(problems) <= 22
+
+
+def test_a_long_quoted_cell_needs_no_more_memory_than_a_few_copies(tmp_path):
+    cell = "x " * 2_500_000
+    content = f'text,label\n"{cell}",pos\n' + lines(sentences(40, "pos", "neg"))
+    table = open_text(tmp_path, "a.csv", content)
+    tracemalloc.start()
+    rows, problems = read(table)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert rows[0][1]["text"] == cell and not problems and peak < 20 * len(cell)
+
+
+def test_the_decision_on_the_header_is_part_of_the_key_of_the_cache(tmp_path):
+    content = "1,2\n" + "".join(f"text {i},{i % 2 + 2}\n" for i in range(40))
+    content = content.replace("1,2\n", "odd text,3\n", 1)
+    assert sum(map(len, load_text(tmp_path, "b.csv", content).splits.values())) == 41
+    named = load_text(tmp_path, "b.csv", content, ["odd text"], "3")
+    assert sum(map(len, named.splits.values())) == 40
+
+
+def test_numbers_of_columns_do_not_turn_a_row_of_numbers_into_a_header(tmp_path):
+    rows = [(f"{i % 3}", f"{i % 2}", f"the text {i} is fine") for i in range(2, 40)]
+    content = lines([("1", "3", "the text 1 is fine"), *rows])
+    for split in ("train.csv", "dev.csv"):
+        write(tmp_path, split, content)
+    text = data.load(str(tmp_path), ["3"], "1")
+    assert [len(rows) for rows in text.splits.values()] == [39, 39]

@@ -108,3 +108,13 @@ def test_a_chosen_encoding_is_kept_without_a_note_and_its_bad_bytes_have_a_line(
         with pytest.raises(InputError, match=r"t\.csv, line 2: expected utf-8, found byte 0xdf"):
             find(data, "utf-8", size)
     assert "line 1: expected utf-16" in refusal(data, "utf-16")[0]
+
+
+def test_chinese_lines_that_are_utf_8_by_chance_are_not_called_damaged():
+    lines = [
+        "这部电影真的太好看了，推荐大家去看。",
+        "服务态度很差，再也不会来了。",
+        "味道不错，价格也合适。",
+    ]
+    content = "".join(f"{line}{i},good\n" for i, line in enumerate(lines * 15)).encode("gb18030")
+    assert find_encoding("a.csv", lambda: iter([content])).codec in ("gb18030", "gbk", "gb2312")

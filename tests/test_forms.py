@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import sys
+from pathlib import Path
 
 import openpyxl
 import pyarrow
@@ -13,6 +14,7 @@ from harness.checks import lines, load_text, open_text, read, refusals, sentence
 
 import data
 from inputs import forms
+from system.console import InputError
 
 ROWS = sentences(20, "good", "bad")
 OBJECTS = [{"text": text, "label": label} for text, label in ROWS]
@@ -86,7 +88,7 @@ def test_a_file_that_fits_no_form_is_refused_with_its_first_line(tmp_path, name,
     first = content.split("\n")[0]
     assert refusals(tmp_path, name, content) == [
         f"{name}: fits no form of a table (the first line is {first!r}); "
-        "separate its columns by tabs, or save it as .csv"
+        "separate its columns by tabs, or save it as .csv; predict.py reads lines by `<`"
     ]
 
 
@@ -293,3 +295,59 @@ def test_a_changed_ending_or_encoding_reads_the_file_anew(tmp_path):
     tables.append(forms.open_file(tmp_path / "a.csv", "utf-8"))
     prints = [table.fingerprint() for table in tables]
     assert prints[0] == prints[1] and len(set(prints)) == 3
+
+
+@pytest.mark.parametrize("names", [["1.0", "+1"], ["True", "true"], [" b", "[1]"]])
+def test_names_of_classes_are_never_read_as_numbers_or_lists(tmp_path, names):
+    path = _columnar(tmp_path, names, [i % 2 for i in range(40)])
+    assert data.load(str(path)).labels == [name.strip() for name in names]
+
+
+def test_ids_of_classes_may_be_floats_and_an_id_without_a_name_is_refused(tmp_path):
+    path = _columnar(tmp_path, ["no", "yes"], [float(i % 2) for i in range(39)] + [None])
+    assert data.load(str(path)).facts["train"]["left_out"] == 1
+    path = _columnar(tmp_path, ["no", "yes"], [i % 2 for i in range(39)] + [7])
+    with pytest.raises(InputError, match="row 40: the label '7' is not in the training data"):
+        data.load(str(path))
+
+
+def _columnar(folder, names: list[str], values: list) -> Path:
+    """A parquet file with the names of classes, and of a column that the file has lost."""
+    features = {"label": {"names": names, "_type": "ClassLabel"}}
+    features["target"] = features["label"]
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    texts = [f"this is the text {i}" for i in range(len(values))]
+    content = pyarrow.table({"text": texts, "label": values}).replace_schema_metadata(metadata)
+    pyarrow.parquet.write_table(content, folder / "a.parquet")
+    return folder / "a.parquet"
+
+
+def test_the_sheet_with_a_table_is_read_and_not_the_cover(tmp_path, capsys):
+    book = openpyxl.Workbook()
+    book.active.title = "Cover"
+    book.active.append(["Survey 2024"])
+    sheet = book.create_sheet("Answers")
+    for row in [("text", "label"), *sentences(40, "good", "bad")]:
+        sheet.append(row)
+    book.save(tmp_path / "a.xlsx")
+    assert len(data.load(str(tmp_path / "a.xlsx")).splits["train"]) == 36
+    note = "the sheet 'Answers' is read; other sheets are not ('Cover')"
+    assert note in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "start, kind",
+    [(b"PK\3\4", "a zip file, such as .xlsx"), (b"\x1f\x8b", "a gzip file"), (b"PAR1", "parquet")],
+)
+def test_a_file_under_a_wrong_ending_is_named_by_its_first_bytes(tmp_path, start, kind):
+    (problem,) = refusals(tmp_path, "a.csv", start + bytes(range(256)) * 9)
+    assert problem.startswith(f"a.csv: expected text, found {kind}") or kind in problem
+
+
+def test_a_damaged_text_of_a_folder_of_classes_is_named_by_its_file(tmp_path):
+    for i in range(20):
+        write(tmp_path, f"{'ab'[i % 2]}/{i}.txt", f"the caf\u00e9 number {i}".encode())
+    write(tmp_path, "a/3.txt", b"the caf\xe9 number 3")
+    with pytest.raises(InputError) as caught:
+        data.load(str(tmp_path))
+    assert [problem.where for problem in caught.value.problems] == [str(tmp_path / "a/3.txt")]

@@ -226,3 +226,11 @@ def test_labels_of_a_file_get_the_ids_of_the_model(written, names, ids):
 def test_ids_are_not_compared_if_the_order_of_the_names_is_unknown():
     assert labels.ids_of(["0", "1"], ["b", "a"], compare_ids=False) == {}
     assert labels.ids_of(["b"], ["b", "a"], compare_ids=False) == {"b": 0}
+
+
+def test_scores_with_a_decimal_comma_are_refused_like_others(tmp_path):
+    rows = "".join(
+        f"text {i};{i * 37 % 500 / 100:.2f}".replace(".", ",") + "\n" for i in range(300)
+    )
+    (problem,) = refusals(tmp_path, "a.csv", "text;label\n" + rows)
+    assert "the labels are numbers with 300 values" in problem

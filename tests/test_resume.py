@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness.helpers import ROOT, block, scenario
+from harness.helpers import CSV, ROOT, block, scenario
 from harness.stopped import FLAGS, SHORT, save_sealed
 
 from training import checkpoint
@@ -176,3 +176,14 @@ def test_dropout_differs_between_processes_and_is_repeated_by_a_resumed_run(tmp_
     flags = ["--model", str(tiny), *SHARED]
     run = scenario("changed_counts", tmp_path, flags=flags, plans=plans)["2, then 2"]
     assert run["is_whole"] and run["resumed"] == [5] and run["codes"] == [[143, 143]]
+
+
+def test_the_same_command_resumes_if_its_columns_are_written_in_another_case(
+    in_process, tmp_path, tiny
+):
+    (tmp_path / "a.csv").write_text(CSV)
+    flags = ["--model", tiny, "--data", "a.csv", "--text-column", "SENTENCE", "--epochs", "1"]
+    flags += ["--label-column", "Label", "--output-dir", "run", "--resume"]
+    for _ in range(2):
+        run = in_process(*flags)
+        assert run.code == 0, run.err

@@ -1,6 +1,7 @@
 """Copies of a text stay on one side of the held-out tenth, and copies between splits are told."""
 
 import numpy as np
+import pytest
 from harness.checks import lines, load_text, sentences, write
 
 import data
@@ -91,7 +92,7 @@ def test_texts_with_two_labels_are_counted_with_the_lines_of_the_first_ones(tmp_
     text = data.load(str(tmp_path))
     assert text.facts["copies"] == {"repeated": 1, "validation_in_train": 1, "two_labels": 2}
     train, dev = tmp_path / "train.csv", tmp_path / "dev.csv"
-    places = f"{train}, line 22 and {train}, line 23; {train}, line 2 and {dev}, line 2"
+    places = f"{train}, line 2 and {dev}, line 2; {train}, lines 22 and 23"
     assert f"NOTE: 2 texts have two labels ({places})" in capsys.readouterr().err.splitlines()
 
 
@@ -103,3 +104,11 @@ def test_spellings_of_one_class_are_no_two_labels(tmp_path):
 def test_a_table_without_copies_needs_no_note(tmp_path, capsys):
     text = load_text(tmp_path, "a.csv", table(sentences(20, "good", "bad")))
     assert text.facts["copies"] == {} and "NOTE" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_text_with_very_many_copies_does_not_make_validation_half_of_the_table(tmp_path, seed):
+    rows = [*sentences(500, "good", "bad"), *[("buy now", "bad")] * 500]
+    write(tmp_path, "a.csv", table(rows))
+    validation = data.load(str(tmp_path / "a.csv"), seed=seed).splits["validation"]
+    assert len(validation) in (50, 51) and "buy now" not in validation["text"]

@@ -82,7 +82,7 @@ def summary(record: dict) -> list[str]:
     columns = ", ".join([*settings["text_column"], settings["label_column"]])
     sizes = ", ".join(f"{size:,} {split}" for split, size in record["sentences"].items())
     shares = [
-        f"{label} {100 * count / sum(counts):.3g} %"
+        f"{' '.join(label.split())} {100 * count / sum(counts):.3g} %"
         for count, label in sorted(zip(counts, labels, strict=True), key=lambda pair: -pair[0])
     ]
     if len(shares) > MAX_LISTED:
@@ -151,8 +151,10 @@ def changed_settings(
     # A different spelling of the same files is no change.
     same = same_inputs(changed, record)
     for name, value in changed.items():
+        # A column is named as in the file, in whatever case it was asked for.
+        is_same = (early and value == record["asked"].get(name)) or same.get(name)
         is_unknown = early and value in AUTOMATIC and record["asked"].get(name) in AUTOMATIC
-        if rules.affects(name) == rules.RESULT and not is_unknown and not same.get(name):
+        if rules.affects(name) == rules.RESULT and not is_unknown and not is_same:
             new, initial = (" ".join(v) if isinstance(v, list) else v for v in (value, old[name]))
             problem_text = f"the run in {folder} was started with {initial}"
             remedy = "use that value, or choose a new --output-dir"

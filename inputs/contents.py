@@ -46,7 +46,7 @@ class Content(NamedTuple):
     filled: float = 1  # the share of rows with a value
 
     def could_be_labels(self) -> bool:
-        """True if values come again, but not as often as labels do; numbers must be codes."""
+        """True if the values may be classes with few rows, or class ids with gaps."""
         if self.kind != "numbers":
             return len(self.counts) <= self.counts.total() / 2
         is_often = min(self.counts.values()) >= 5 and len(self.counts) <= MAX_CODES

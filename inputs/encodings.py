@@ -195,9 +195,9 @@ def _detect(name: str, data: bytes, utf8: float) -> str:
     names = [WINDOWS.get(answer["encoding"], str(answer["encoding"])) for answer in answers[:6]]
     high = len(data) - len(data.translate(None, HIGH))
     names = list(dict.fromkeys(names))[:3]
-    kin = [codec for codec in names if SCRIPTS.get(codec) == SCRIPTS.get(names[0], codec)]
+    same_script = [c for c in names if SCRIPTS.get(c) == SCRIPTS.get(names[0], c)]
     plausible = {}
-    for codec in dict.fromkeys(["cp1252", *(kin or names[:1])]):
+    for codec in dict.fromkeys(["cp1252", *(same_script or names[:1])]):
         is_single_byte = codec in SCRIPTS
         text = None if is_single_byte and utf8 >= MAX_UTF8 else _decode(data, codec)
         if text:

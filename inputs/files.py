@@ -125,7 +125,7 @@ def _split_files(folder: Path, name: str) -> dict[str, Path]:
             matches = [path for path in entries if split_of(path) == split]
             if len(matches) > 1:
                 message = f"more than one {split} file: {' and '.join(f.name for f in matches)}"
-                problems.append(Problem(name, message, "keep one", "--data"))
+                problems.append(Problem(name, message, "keep one, or join them", "--data"))
             if matches:
                 files[split] = matches[0]
         if "train" in files:

@@ -30,7 +30,7 @@ class Table(NamedTuple):
     is_json: bool = False
     duplicates: Collection[str] = ()  # Names that several columns have.
     files: Sequence[Path] = ()  # The file of each row, if each row has its own.
-    fingerprint: Callable[[], str] = str
+    fingerprint: Callable[[], str] = str  # Changes with the content.
 
     def place(self, number: int) -> str:
         """The place of a row, for messages."""

@@ -119,7 +119,7 @@ def test_two_launchers_on_two_addresses_complete_one_run_together(tmp_path, tiny
     (folder,) = (tmp_path / "runs").iterdir()
     record = json.loads((folder / "run.json").read_text())
     assert record["processes"] == 2 and record["sentences"]["train"] == 35
-    assert "36 train, 4 validation" in "".join(err for _, err in ends)
+    assert "35 train, 5 validation" in "".join(err for _, err in ends)
     history = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
     assert history[-1]["step"] == 4 and record["result"]
 

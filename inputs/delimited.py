@@ -119,7 +119,8 @@ def split_rows(
     while damaged < MAX_PROBLEMS:
         try:
             for fields in csv.reader(recorded(source), **options):
-                is_odd = dialect.is_quoted and len(block) == 1 and _is_split(fields)
+                is_odd = dialect.is_quoted and '"' in block[0] and len(block) == 1
+                is_odd = is_odd and _is_split(fields)
                 yield number, None if is_odd and not well_formed.fullmatch(block[0]) else fields
                 number += len(block)
                 block.clear()

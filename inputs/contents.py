@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from inputs.files import SPLIT_NAMES, name_parts
+from inputs.files import SPLIT_WORDS, name_parts
 from inputs.rows import Table
 from system.console import Problem, plural
 
@@ -18,7 +18,6 @@ LABEL_PARTS |= {"mood", "intent", "topic", "rating", "stance", "verdict", "judgm
 SCORE_WORDS = {"score", "grade", "similarity", "relatedness", "confidence", "probability"}
 SCORE_PARTS = LABEL_PARTS | SCORE_WORDS
 ID_PARTS = {"id", "asin", "uuid", "code", "key", "index", "url", "link", "date", "time"}
-SPLITS = {name for names in SPLIT_NAMES.values() for name in names}
 # So many values of a column are kept; a column with more values holds no labels.
 MAX_VALUES, MAX_LABELS = 20_000, 1000
 MAX_CODES = 50
@@ -126,7 +125,7 @@ def _content(name: str, rows: int, filled: int, counts: collections.Counter) -> 
         kind = "numbers"
     elif is_id and size < 3:
         kind = "ids"
-    elif {value.lower() for value in sample} <= SPLITS:
+    elif {value.lower() for value in sample} <= SPLIT_WORDS:
         kind = "splits"
     elif is_few and filled >= 0.5 * rows and not (size >= 6 and len(counts) > 20):
         kind = "labels"

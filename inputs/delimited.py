@@ -1,4 +1,4 @@
-"""Separated values: the separator, the meaning of quotes, the header, and the rows."""
+"""Separated values: the separator, the meaning of quotes, and the rows."""
 
 import collections
 import csv

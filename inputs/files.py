@@ -21,6 +21,7 @@ SPLIT_NAMES = {
     "validation": ("validation", "dev", "valid", "val", "validation_matched", "dev_matched"),
     "test": ("test",),
 }
+SPLIT_WORDS = {name for names in SPLIT_NAMES.values() for name in names}
 # IMDB's folder of texts without labels.
 UNLABELLED = ("unsup", "unlabeled", "unlabelled")
 BLOCK = 2**20  # Bytes.
@@ -81,8 +82,7 @@ def _is_text(path: Path) -> bool:
 def has_classes(folder: Path) -> bool:
     """True if a folder has a folder of texts for each class, as `pos/1.txt`."""
     parts = [part for part in folder.iterdir() if part.is_dir() and not part.name.startswith(".")]
-    splits = {name for names in SPLIT_NAMES.values() for name in names}
-    return not splits.issuperset(part.name for part in parts) and any(
+    return not SPLIT_WORDS.issuperset(part.name for part in parts) and any(
         any(map(_is_text, part.iterdir())) for part in parts
     )
 

@@ -52,9 +52,8 @@ def _is_sentence(cell: str) -> bool:
 
 
 def bare(cell: str) -> str:
-    """A cell of a header, without spaces and marks around it."""
-    # `cat` leaves the byte-order mark of a second file inside.
-    return cell.strip().lstrip("\ufeff").strip('" ')
+    """A cell of a header, without spaces and quotes around it."""
+    return cell.strip().strip('" ')
 
 
 def is_equal(row: list[str], first: list[str]) -> bool:

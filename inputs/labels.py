@@ -65,7 +65,7 @@ def find_classes(
     written = {label: label for label in labels} if own_order else class_names(labels)
     sizes: collections.Counter = collections.Counter()
     for label, name in written.items():
-        sizes[name] += counts["train"][label]
+        sizes[name] += labels[label]
     is_numeric = all(map(NUMBER.fullmatch, sizes)) and not own_order
     names = own_order or sorted(sizes, key=_by_value if is_numeric else None)
     train = opened["train"].name
@@ -76,12 +76,9 @@ def find_classes(
     raise_any([*_impossible(sizes, train), *_several(sizes, train)])
     problems = []
     # A few words among numbers are typing errors; a number among names is a name.
-    odd = [label for label in counts["train"] if not NUMBER.fullmatch(written[label])]
+    odd = [label for label in labels if not NUMBER.fullmatch(written[label])]
     odd = [label for label in odd if written[label].lower() not in MISSING]
-    if (
-        not own_order
-        and 0 < sum(counts["train"][label] for label in odd) <= sizes.total() / 100 + 1
-    ):
+    if not own_order and 0 < sum(labels[label] for label in odd) <= sizes.total() / 100 + 1:
         for label in odd:
             message = f"expected a number, like the other labels, found {label!r}"
             problems.append(Problem(first_place("train", label), message, "correct or remove it"))

@@ -2,7 +2,7 @@
 
 python benchmarks/accuracy.py "one pass" tutorial --seeds 7 8    train the missing runs
 python benchmarks/accuracy.py "one pass" --seeds 7 8 --dev       and evaluate each model once on dev
-python benchmarks/accuracy.py --rates                            speed of both training loops
+python benchmarks/accuracy.py --rates zen5                       speed of both loops on a Zen 5
 python benchmarks/accuracy.py                                    print the tables of all records
 
 Most of SST-2's rows are phrases of 6,886 sentences. A tenth of these sentences is held out with all
@@ -30,7 +30,6 @@ from system.disk import replace_folder, write_json
 from training import settings as rules
 
 RESULTS, RUNS = HERE / "results" / "accuracy", HERE / "runs"
-RATES = HERE / "results" / "accuracy-rates.json"
 # Steps between evaluations on the held-out sentences: a multiple of LOG_EVERY.
 MARK = 320
 
@@ -224,7 +223,7 @@ def evaluate_on_dev(name: str, seed: int) -> None:
     write_json(file, record | {"dev": evaluate(folder, SST2 / "dev.tsv")})
 
 
-def measure_rates(rounds: int) -> None:
+def measure_rates(processor: str, rounds: int = 5) -> None:
     """Measure sentences a second of the tutorial's own loop, and of this project's defaults."""
     import measure
     from work import make_sentences
@@ -236,10 +235,11 @@ def measure_rates(rounds: int) -> None:
         results.append({})
         for name, size, steps in (("tutorial's loop", 16, 6), ("this project", 32, 30)):
             model = encoder.load("builtin", ["negative", "positive"], None).model
-            rate = measure.measure(name, model, rows, size, steps, 0.0)["sentences_per_second"]
-            results[-1][name] = rate
+            result = measure.measure(name, model, rows, size, steps, "fp32", 0.0)
+            results[-1][name] = result["sentences_per_second"]
         print(f"round {number + 1}: {results[-1]}", file=sys.stderr)
-    write_json(RATES, {"machine": measure.machine(), "rounds": results})
+    file = RESULTS.parent / f"accuracy-rates-{processor}.json"
+    write_json(file, {"machine": measure.machine(), "rounds": results})
 
 
 # ---- The records and the tables ----
@@ -277,8 +277,11 @@ def tables() -> dict[str, str]:
         "quick looks": results([run for run in runs if run["recipe"] not in names], "held_out"),
         "dev": results(with_three_seeds([run for run in runs if "dev" in run]), "dev"),
     }
-    if RATES.exists() and {"tutorial", "one pass"} <= names:
-        by_title["times"] = times(confirmed, json.loads(RATES.read_text("utf-8"))["rounds"])
+    if {"tutorial", "one pass"} <= names:
+        for file in sorted(RESULTS.parent.glob("accuracy-rates-*.json")):
+            rounds = json.loads(file.read_text("utf-8"))["rounds"]
+            processor = file.stem.removeprefix("accuracy-rates-")
+            by_title[f"times, {processor}"] = times(confirmed, rounds)
     return by_title
 
 
@@ -360,7 +363,9 @@ def main() -> None:
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=", ".join(RECIPES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--dev", action="store_true", help="evaluate each model once on dev")
-    parser.add_argument("--rates", action="store_true", help="measure the speed of both loops")
+    parser.add_argument(
+        "--rates", metavar="PROCESSOR", help="measure both loops' speed; name the record so"
+    )
     parser.add_argument("--train", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.train:
@@ -379,7 +384,7 @@ def main() -> None:
             if arguments.dev and "dev" not in json.loads(file.read_text("utf-8")):
                 evaluate_on_dev(name, seed)
     if arguments.rates:
-        measure_rates(rounds=5)
+        measure_rates(arguments.rates)
     for title, lines in tables().items():
         print(f"{title}:\n{lines}")
 

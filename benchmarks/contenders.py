@@ -1,7 +1,7 @@
 """Five training loops for the same model and sentences, each as its users write it.
 
 Arguments are a model, rows of `work.make_sentences`, the batch size, the number of timed steps, and
-true for bf16. A function trains until measure.py stops it.
+the precision, `fp32` or `bf16`. A function trains until measure.py stops it.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from training.settings import Settings
 
 
-def tutorials_loop(model, rows, batch_size, steps, bf16) -> None:
+def tutorials_loop(model, rows, batch_size, steps, precision) -> None:
     import torch
     from torch.utils.data import DataLoader
     from tutorial import SST2Dataset, train
@@ -33,14 +33,18 @@ def tutorials_loop(model, rows, batch_size, steps, bf16) -> None:
 
 def padding_collator():
     """Pads a batch to its own longest sentence, as transformers' guides recommend."""
-    from transformers import AutoTokenizer, DataCollatorWithPadding
+    from tokenizers import Tokenizer, models
+    from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast
 
-    from inputs.encoder_files import find_model
+    # The rows are token ids already: the collator only pads them.
+    vocabulary = Tokenizer(models.WordLevel({"[PAD]": 0}))
+    return DataCollatorWithPadding(
+        PreTrainedTokenizerFast(tokenizer_object=vocabulary, pad_token="[PAD]")
+    )
 
-    return DataCollatorWithPadding(AutoTokenizer.from_pretrained(find_model("builtin")))
 
-
-def trainer(model, rows, batch_size, steps, _, **options) -> None:
+def trainer(model, rows, batch_size, steps, precision, **options) -> None:
+    import torch
     from torch.utils.data import DataLoader
     from transformers import Trainer, TrainingArguments
 
@@ -57,6 +61,9 @@ def trainer(model, rows, batch_size, steps, _, **options) -> None:
             per_device_train_batch_size=batch_size,
             save_strategy="no",
             report_to=[],
+            bf16=precision == "bf16",
+            # Otherwise transformers refuses bf16 on a machine without a GPU.
+            use_cpu=not torch.cuda.is_available(),
             **options,
         )
         OnPickedBatches(
@@ -64,19 +71,19 @@ def trainer(model, rows, batch_size, steps, _, **options) -> None:
         ).train()
 
 
-def trainer_grouped(model, rows, batch_size, steps, bf16) -> None:
-    grouped = {"train_sampling_strategy": "group_by_length", "bf16": bf16}
-    trainer(model, rows, batch_size, steps, None, **grouped)
+def trainer_grouped(model, rows, batch_size, steps, precision) -> None:
+    trainer(*(model, rows, batch_size, steps, precision), train_sampling_strategy="group_by_length")
 
 
-def accelerates_example(model, rows, batch_size, steps, bf16) -> None:
+def accelerates_example(model, rows, batch_size, steps, precision) -> None:
     """The loop, optimizer and schedule of accelerate's examples/nlp_example.py."""
     import torch
     from accelerate import Accelerator
     from torch.utils.data import DataLoader, RandomSampler
     from transformers import get_linear_schedule_with_warmup
 
-    accelerator = Accelerator(mixed_precision="bf16" if bf16 else None)
+    mixed = "bf16" if precision == "bf16" else "no"
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed)
     order = np.array(list(RandomSampler(rows)))
     batches = pick(order, lengths_of(rows), batch_size, steps)
     loader = DataLoader(rows, batch_sampler=batches, collate_fn=padding_collator())
@@ -92,16 +99,17 @@ def accelerates_example(model, rows, batch_size, steps, bf16) -> None:
         optimizer.zero_grad()
 
 
-def this_project(model, rows, batch_size, steps, bf16) -> None:
+def this_project(model, rows, batch_size, steps, precision) -> None:
     import data
     import finetune
     from system import speed
 
-    settings = project_settings(batch_size)
+    settings = project_settings(batch_size, precision)
     speed.prepare(model, settings.device, settings.precision)
     tokens = project_tokens(rows, settings)
     batches = project_batches(tokens, steps, settings)
     optimizer = finetune.make_optimizer(model, settings)
+    speed.allocate_averages(optimizer)
     train_steps(model, optimizer, data.make_loader(tokens, batches, settings), settings)
 
 
@@ -124,19 +132,19 @@ def train_steps(model, optimizer, loader, settings: "Settings") -> None:
             losses = []
 
 
-def project_settings(batch_size: int) -> "Settings":
-    """finetune.py's own settings, resolved as its main does."""
+def project_settings(batch_size: int, precision: str) -> "Settings":
+    """finetune.py's own settings on a GPU or a CPU, resolved as its main does."""
+    import torch
+
     import finetune
-    from system import speed
     from training import program
     from training.settings import from_flags
 
     flags = ["--model", "builtin", "--data", "builtin", "--learning-rate", "3e-5"]
-    flags += ["--batch-size", str(batch_size)]
+    flags += ["--batch-size", str(batch_size), "--precision", precision]
     settings = program.read_settings(from_flags, vars(finetune), flags)
-    device = speed.choose_device(settings.device)
-    precision = speed.choose_precision(settings.precision, device)
-    return dataclasses.replace(settings, device=device, precision=precision, max_length=512)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return dataclasses.replace(settings, device=device, max_length=512)
 
 
 def project_tokens(rows, settings: "Settings") -> "TokenizedText":

@@ -11,24 +11,27 @@ from pathlib import Path
 
 import numpy as np
 from contenders import CONTENDERS, project_settings, project_tokens
-from work import HERE, SST2, WARM_UP, left_out_flops, new_model, pick, useful_flops
+from work import HERE, WARM_UP, left_out_flops, new_model, pick, useful_flops
 
 
 class Done(Exception):
     """Raised after the last timed step to leave a contender's loop."""
 
 
-def measure(name: str, model, rows, batch_size: int, steps: int, started: float) -> dict:
+def measure(
+    name: str, model, rows, batch_size: int, steps: int, precision: str, started: float
+) -> dict:
     """Rates, padding and memory of a contender that trains for WARM_UP + `steps` steps.
 
     Args:
         rows: of `make_sentences`.
+        precision: `fp32` or `bf16`.
         started: start of the process, in seconds of time.time().
     """
     import torch
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
-    on_gpu, bf16 = torch.cuda.is_available(), device_and_precision()[1] == "bf16"
+    on_gpu = torch.cuda.is_available()
     lengths: list[torch.Tensor] = []  # tokens of each sentence, shape (sentences,)
     padded: list[int] = []  # tokens
     ticks: list[float] = []  # seconds
@@ -54,7 +57,7 @@ def measure(name: str, model, rows, batch_size: int, steps: int, started: float)
         register_optimizer_step_post_hook(tick),
     ]
     try:
-        CONTENDERS[name](model, rows, batch_size, steps, bf16)
+        CONTENDERS[name](model, rows, batch_size, steps, precision)
     except Done:
         seconds = ticks[-1] - ticks[WARM_UP - 1]
     finally:
@@ -64,8 +67,10 @@ def measure(name: str, model, rows, batch_size: int, steps: int, started: float)
     process_kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak = torch.cuda.max_memory_allocated() if on_gpu else 1024 * process_kilobytes
     useful = useful_flops(model.config, tokens)
-    left_out = left_out_flops(model.config, tokens) if name == "this project" else 0
+    leaves_out = name == "this project" and not on_gpu
+    left_out = left_out_flops(model.config, tokens) if leaves_out else 0
     return result | {
+        "precision": precision,
         "sentences_per_second": len(tokens) / seconds,
         "useful_tokens_per_second": int(tokens.sum()) / seconds,
         "useful_gflops": useful / seconds / 1e9,
@@ -75,22 +80,24 @@ def measure(name: str, model, rows, batch_size: int, steps: int, started: float)
     }
 
 
-def device_and_precision() -> tuple[str, str]:
-    """The device and the precision of all contenders, as this project chooses them."""
-    # Imported here: the other contenders' processes load no other module of this project.
-    from system import speed
+def precisions() -> list[str]:
+    """The precisions to measure: fp32 and, on a CPU or GPU with units for it, bf16."""
+    import torch
 
-    device = speed.choose_device("auto")
-    return device, speed.choose_precision("auto", device)
+    if torch.cuda.is_available():
+        has_units = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return ["fp32", "bf16"] if has_units else ["fp32"]
 
 
-def measure_evaluation(model, rows, batch_size: int) -> dict[str, float]:
+def measure_evaluation(model, rows, batch_size: int, precision: str) -> dict[str, float]:
     """The rate of this project's evaluation, on sentences as long as those of its training."""
     import data
     import finetune
     from inputs.batches import sorted_batches
 
-    settings = project_settings(batch_size)
+    settings = project_settings(batch_size, precision)
     tokens = project_tokens(rows, settings)
     order = np.concatenate(sorted_batches(tokens.lengths, batch_size))
     batches = pick(order, tokens.lengths, batch_size, 40)
@@ -100,17 +107,17 @@ def measure_evaluation(model, rows, batch_size: int) -> dict[str, float]:
     return {"evaluated_per_second": 40 * batch_size / (time.perf_counter() - started)}
 
 
-def measure_limit() -> dict[str, float]:
+def measure_limit(precision: str) -> dict[str, float]:
     """GFLOP/s of one layer's plain matrix products, forward and backward, by each library of torch.
 
-    The faster library is the limit. The precision is that of training. A CPU multiplies the tokens
-    of 32 sentences; a GPU multiplies more, as these would leave it idle.
+    The faster library is the limit. A CPU multiplies the tokens of 32 sentences; a GPU multiplies
+    more, as these would leave it idle.
     """
     import torch
     from torch.utils.benchmark import Timer
     from transformers import DistilBertConfig
 
-    device, precision = device_and_precision()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     config, tokens = DistilBertConfig(), 32 * 13 if device == "cpu" else 2**14
     make = {"dtype": torch.bfloat16 if precision == "bf16" else torch.float32, "device": device}
     products = {"torch": torch.mm}
@@ -137,23 +144,31 @@ def measure_limit() -> dict[str, float]:
 
 
 def machine() -> dict:
-    """The processor, the versions of the libraries, the sentences and the date."""
+    """The processor, its precisions, the versions of the libraries and the date."""
     import torch
 
-    cpus = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    models = [line.split(": ")[1] for line in cpus.splitlines() if line.startswith("model name")]
     packages = ("torch", "transformers", "accelerate", "datasets", "numpy")
     return {
-        "processor": models[0] if models else platform.processor() or platform.machine(),
+        "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "precision": device_and_precision()[1],
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in packages},
-        "sentences": "SST-2's" if (SST2 / "train.tsv").exists() else "random, of SST-2's lengths",
+        "precisions": precisions(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _processor() -> str:
+    """Name, family and model, because virtual machines hide the rest of the name."""
+    if not Path("/proc/cpuinfo").exists():
+        return platform.processor() or platform.machine()
+    first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    lines = {key.strip(): value.strip() for key, _, value in pairs}
+    facts = (f"{key} {lines[key]}" for key in ("cpu family", "model") if key in lines)
+    return ", ".join([lines.get("model name", platform.machine()), *facts])
 
 
 def write(name: str, quick: bool, measurements: object, table: str) -> None:
@@ -164,19 +179,18 @@ def write(name: str, quick: bool, measurements: object, table: str) -> None:
     print(f"written to {file}", file=sys.stderr)
 
 
-def turn(name: str, batch_size: int, steps: int, folder: str, started: float) -> dict:
+def turn(
+    name: str, batch_size: int, steps: int, precision: str, folder: str, started: float
+) -> dict:
     """The measurements of one process."""
-    if name != "this project":
-        # oneDNN's own default, which system.speed lowers.
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024")
     if name == "limit":
-        return measure_limit()
+        return measure_limit(precision)
     import datasets
     import transformers
 
     transformers.logging.set_verbosity_error()
     rows, model = datasets.load_from_disk(folder), new_model()
-    result = measure(name, model, rows, batch_size, steps, started)
+    result = measure(name, model, rows, batch_size, steps, precision, started)
     if name == "this project":
-        result |= measure_evaluation(model, rows, batch_size)
+        result |= measure_evaluation(model, rows, batch_size, precision)
     return result

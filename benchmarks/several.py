@@ -47,12 +47,13 @@ def measure(folder: str, steps: int) -> dict:
     from system import collectives, ranks, rendezvous, speed
 
     rendezvous.join(sys.argv[1:])
-    settings, model = project_settings(BATCH_SIZE), new_model()
+    settings, model = project_settings(BATCH_SIZE, "fp32"), new_model()
     speed.prepare(model, settings.device, settings.precision)
     tokens = project_tokens(datasets.load_from_disk(folder), settings)
     batches = project_batches(tokens, steps, settings)
     loader = data.make_loader(tokens, batches, settings, fill_empty=True)
     optimizer = finetune.make_optimizer(model, settings)
+    speed.allocate_averages(optimizer)
     replica = collectives.data_parallel(model)
     ticks, token_counts = [], []
     optimizer.register_step_post_hook(lambda *_: ticks.append(time.perf_counter()))

@@ -1,12 +1,13 @@
 """Training speed at DistilBERT's size, compared with Trainer, accelerate and the tutorial's loop.
 
-python benchmarks/speed.py             five rounds, 15 minutes on two cores
-python benchmarks/speed.py --quick     one short round, two minutes
-python benchmarks/speed.py --scaling   this project alone, on more and on longer sentences
+python benchmarks/speed.py                   five rounds, 15 to 45 minutes on two cores
+python benchmarks/speed.py --quick           one short round, two minutes (three with bf16)
+python benchmarks/speed.py --scaling         this project alone, fp32, more and longer sentences
+python benchmarks/speed.py --processor zen5  the record is named speed-zen5.json
 
-Weights are random. The environment variable SST2 names GLUE's folder; its default is shared/sst2
-beside the clone. Without SST-2, random sentences of its lengths are used. Contenders take turns,
-each in its own process. Results are written to benchmarks/results/.
+Weights and sentences are random; the sentences are as long as SST-2's. Contenders take turns, each
+in its own process. A processor with units for bf16 is measured in bf16, too. Results are written to
+benchmarks/results/.
 """
 
 import argparse
@@ -19,12 +20,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from measure import machine, turn
+from measure import machine, precisions, turn
 from work import HERE, make_sentences
 
 from system.console import progress
 
-# Contender, batch size, timed steps: 40 for all contenders whose peak memory is compared.
+# Contender, batch size, timed steps: 40 for all contenders whose peak memory is compared. The last
+# three are measured in bf16, too.
 TURNS = [
     ("tutorial's loop", 16, 6),
     ("Trainer, default", 8, 40),
@@ -34,13 +36,13 @@ TURNS = [
     ("accelerate's example", 32, 10),
     ("this project", 32, 40),
 ]
-QUICK = [(name, size, max(steps // 4, 3)) for name, size, steps in (*TURNS[:2], *TURNS[4:])]
+QUICK = [(name, size, max(steps // 4, 3)) for name, size, steps in (*TURNS[:2], *TURNS[-3:])]
 # Number of sentences, and their length as a multiple of SST-2's.
 SETS = [(1_000, 1.0), (10_000, 1.0), (67_349, 1.0), (67_349, 2.0), (67_349, 10.2)]
 
 
-def in_a_process(name: str, batch_size: int, steps: int, folder: str) -> dict:
-    arguments = [name, str(batch_size), str(steps), folder, str(time.time())]
+def in_a_process(name: str, batch_size: int, steps: int, precision: str, folder: str) -> dict:
+    arguments = [name, str(batch_size), str(steps), precision, folder, str(time.time())]
     command = [sys.executable, __file__, "--turn", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -70,19 +72,21 @@ def comparison(rounds: list[dict]) -> str:
     def values(key: str, metric: str) -> list[float]:
         return [results[key][metric] for results in rounds]
 
-    limits = [max(results["limit"].values()) for results in rounds]
+    def share(key: str, metric: str) -> float:
+        precision = rounds[0][key]["precision"]
+        limits = [max(results["limit"][precision].values()) for results in rounds]
+        return statistics.median(map(operator.truediv, values(key, metric), limits))
+
     keys = [key for key in rounds[0] if key != "limit"]
     lines = []
     for key in keys:
         name, size = key.rsplit(" @", 1)
-        gflops = values(key, "useful_gflops")
-        share = statistics.median(map(operator.truediv, gflops, limits))
         lines.append(
             [
                 *(name, size, spread(values(key, "sentences_per_second"))),
                 f"{statistics.median(values(key, 'useful_tokens_per_second')):.0f}",
-                f"{statistics.median(gflops):.0f}",
-                f"{share:.0%}",
+                f"{statistics.median(values(key, 'useful_gflops')):.0f}",
+                f"{share(key, 'useful_gflops'):.0%}",
                 f"{statistics.median(values(key, 'padding')):.1%}",
                 f"{statistics.median(values(key, 'peak_memory_mb')):.0f}",
                 f"{statistics.median(values(key, 'first_step_seconds')):.1f}",
@@ -90,19 +94,22 @@ def comparison(rounds: list[dict]) -> str:
         )
     head = ["", "batch", "sentences/s", "tokens/s", "GFLOP/s", "of limit", "padding", "peak MB"]
     text = table([*head, "s to 1st step"], lines) + "\n\n"
-    for library in rounds[0]["limit"]:
-        rates = [results["limit"][library] for results in rounds]
-        text += f"plain matrix products by {library}: {spread(rates, 0)} GFLOP/s\n"
+    for precision, limit in rounds[0]["limit"].items():
+        for library in limit:
+            rates = [results["limit"][precision][library] for results in rounds]
+            text += f"plain matrix products, {precision}, {library}: {spread(rates, 0)} GFLOP/s\n"
     own_keys = [key for key in keys if key.startswith("this project")]
     other_keys = [key for key in keys if key not in own_keys]
     rates = {key: values(key, "sentences_per_second") for key in keys}
     ratios = [[key, *(_ratio(rates[own], rates[key]) for own in own_keys)] for key in other_keys]
     text += "\n" + table(["times the sentences/s of", *own_keys], ratios) + "\n\n"
     for key in own_keys:
+        in_fp32 = key.replace(", bf16", "")
+        if key != in_fp32:
+            text += f"{key}: {_ratio(rates[key], rates[in_fp32])} times its rate in fp32\n"
         ratio = _ratio(values(key, "evaluated_per_second"), rates[key])
-        share = statistics.median(map(operator.truediv, values(key, "computed_gflops"), limits))
         text += f"{key}: evaluation {ratio} times its training; "
-        text += f"{share:.0%} of the limit without what it leaves out\n"
+        text += f"{share(key, 'computed_gflops'):.0%} of the limit without what it leaves out\n"
     return text
 
 
@@ -128,9 +135,21 @@ def growth(rounds: list[dict]) -> str:
     return table([*head, "peak MB"], lines) + "\n"
 
 
-def main(mode: str) -> None:
+def turns_of(contenders: list[tuple], has_bf16: bool) -> dict[str, tuple]:
+    """Each turn by its name in a record: contender, batch size, timed steps and precision."""
+    turns = {f"{name} @{size}": (name, size, steps, "fp32") for name, size, steps in contenders}
+    if has_bf16:
+        for name, size, steps in contenders[-3:]:
+            turns[f"{name}, bf16 @{size}"] = (name, size, steps, "bf16")
+    return turns
+
+
+def main(mode: str, processor: str | None) -> None:
     rounds_of = {"speed": (TURNS, 5), "quick": (QUICK, 1), "scaling": (SETS, 1)}
     turns, count = rounds_of[mode]
+    measured = precisions()
+    if mode != "scaling":
+        turns = turns_of(turns, "bf16" in measured)
     rounds: list[dict] = [{} for _ in range(count)]
     with (
         tempfile.TemporaryDirectory() as temporary,
@@ -144,18 +163,19 @@ def main(mode: str) -> None:
             if mode == "scaling":
                 for size, factor in turns:
                     key = f"{size:,}" + (f", {factor:g} × as long" if factor != 1 else "")
-                    results[key] = in_a_process("this project", 32, 60, folders[size, factor])
+                    folder = folders[size, factor]
+                    results[key] = in_a_process("this project", 32, 60, "fp32", folder)
                     bar.update()
                 continue
-            results["limit"] = in_a_process("limit", 0, 0, "")
-            for name, size, steps in turns:
-                results[f"{name} @{size}"] = in_a_process(name, size, steps, folders[None, 1.0])
+            results["limit"] = {each: in_a_process("limit", 0, 0, each, "") for each in measured}
+            for key, turn_of_contender in turns.items():
+                results[key] = in_a_process(*turn_of_contender, folders[None, 1.0])
                 bar.update()
     text = growth(rounds) if mode == "scaling" else comparison(rounds)
     print(text, end="")
     result = {"machine": machine(), "rounds": rounds, "table": text.splitlines()}
     (HERE / "results").mkdir(exist_ok=True)
-    file = HERE / "results" / f"{mode}.json"
+    file = HERE / "results" / f"{mode}{f'-{processor}' if processor else ''}.json"
     file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
     print(f"written to {file}", file=sys.stderr)
 
@@ -167,10 +187,14 @@ if __name__ == "__main__":
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--quick", action="store_const", const="quick", dest="mode")
     modes.add_argument("--scaling", action="store_const", const="scaling", dest="mode")
-    modes.add_argument("--turn", nargs=5, help=argparse.SUPPRESS)
+    modes.add_argument("--turn", nargs=6, help=argparse.SUPPRESS)
+    parser.add_argument("--processor", metavar="NAME", help="name a record to commit")
     arguments = parser.parse_args()
+    if arguments.processor and arguments.mode == "quick":
+        parser.error("--processor: not used with --quick, whose record is not committed")
     if arguments.turn:
-        name, size, steps, folder, started = arguments.turn
-        print(json.dumps(turn(name, int(size), int(steps), folder, float(started))))
+        name, size, steps, precision, folder, started = arguments.turn
+        result = turn(name, int(size), int(steps), precision, folder, float(started))
+        print(json.dumps(result))
     else:
-        main(arguments.mode or "speed")
+        main(arguments.mode or "speed", arguments.processor)

@@ -16,34 +16,22 @@ WARM_UP = 3
 
 
 def make_sentences(count: int | None = None, length_factor: float = 1.0):
-    """SST-2's training sentences as token ids, or random ids if the files are missing.
+    """Random token ids, in sentences as long as SST-2's training sentences.
 
     Args:
         count: number of sentences. None: all.
-        length_factor: 2 makes sentences of random ids, twice as long, with at most 512 tokens.
+        length_factor: 2 makes sentences twice as long, with at most 512 tokens.
     """
     import datasets
-    import transformers
 
-    import data
-    from inputs.encoder_files import find_model
-
-    if (SST2 / "train.tsv").exists() and length_factor == 1:
-        text = data.load(str(SST2))
-        tokenizer = transformers.AutoTokenizer.from_pretrained(find_model("builtin"))
-        rows = data.tokenize_split(text, "train", tokenizer, 512).rows
-        ids, labels = rows["input_ids"][:], rows["labels"][:]
-    else:
-        counts = json.loads((HERE / "sst2_lengths.json").read_text())
-        lengths = np.repeat(np.arange(len(counts)), counts)
-        random = np.random.default_rng(0)
-        lengths = np.round(random.permutation(lengths) * length_factor)
-        lengths = np.minimum(lengths, 512).astype(int)
-        ids = [random.integers(1000, 30000, length).tolist() for length in lengths]
-        labels = random.integers(0, 2, len(ids)).tolist()
-    order = np.random.default_rng(1).permutation(len(ids))[:count].tolist()
-    columns = {"input_ids": [ids[row] for row in order], "labels": [labels[row] for row in order]}
-    columns["attention_mask"] = [[1] * len(row) for row in columns["input_ids"]]
+    counts = json.loads((HERE / "sst2_lengths.json").read_text())
+    lengths = np.repeat(np.arange(len(counts)), counts)
+    random = np.random.default_rng(0)
+    lengths = np.round(random.permutation(lengths)[:count] * length_factor)
+    lengths = np.minimum(lengths, 512).astype(int)
+    ids = [random.integers(1000, 30000, length).tolist() for length in lengths]
+    columns = {"input_ids": ids, "labels": random.integers(0, 2, len(ids)).tolist()}
+    columns["attention_mask"] = [[1] * length for length in lengths]
     return datasets.Dataset.from_dict(columns)
 
 
@@ -84,9 +72,13 @@ def useful_flops(config, lengths: np.ndarray) -> float:
 
 
 def left_out_flops(config, lengths: np.ndarray) -> float:
-    """Operations that system/speed.py skips: the last feed-forward part after the first token."""
+    """Operations that system/speed.py skips on a CPU.
+
+    In the last layer, only the first token has a query, an output of attention (width × width each)
+    and a feed-forward part (two matrices of width × hidden).
+    """
     width, hidden = _widths(config)
-    return 3 * 2 * 2 * width * hidden * float((lengths - 1).sum())
+    return 3 * 2 * (2 * width**2 + 2 * width * hidden) * float((lengths - 1).sum())
 
 
 def _widths(config) -> tuple[int, int]:

@@ -1,6 +1,8 @@
 """Faster steps of a model on its device: prepared once, used for every batch."""
 
 import os
+from types import MethodType
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -14,12 +16,24 @@ from system.console import InputError, Problem, plural
 # The primitives of one step are enough. oneDNN reads this variable at its first use.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
-# The name of a layer's feed-forward part in encoders that take a mask of four dimensions and whose
-# classifier reads only the first token. tests/test_speed.py compares each with the plain model.
-FEED_FORWARD = {"distilbert": "ffn"} | dict.fromkeys(
-    ("bert", "camembert", "deberta", "deberta-v2", "electra", "roberta", "xlm-roberta"),
-    "intermediate",
-)
+
+class LastLayer(NamedTuple):
+    """Names of those parts of an encoder's last layer that compute only the first token."""
+
+    feed_forward: str
+    attention_output: str
+    query: str | None
+
+
+_BERT = LastLayer("intermediate", "attention.output.dense", "self.query")
+# Encoders that take a mask of four dimensions and whose classifier reads only the first token.
+# DeBERTa computes query, key and value in one product, and DeBERTa-v2's query can project positions
+# too. tests/test_speed.py compares each with the plain model.
+LAST_LAYERS = {
+    "distilbert": LastLayer("ffn", "out_lin", "q_lin"),
+    **dict.fromkeys(("bert", "camembert", "electra", "roberta", "xlm-roberta"), _BERT),
+    **dict.fromkeys(("deberta", "deberta-v2"), _BERT._replace(query=None)),
+}
 
 
 def choose_device(name: str) -> str:
@@ -51,18 +65,15 @@ def choose_precision(name: str, device: str) -> str:
 def prepare(model: PreTrainedModel, device: str, precision: str, compiled: bool = False) -> None:
     """Move the model to `device`, and compile it or replace its slow parts.
 
-    Logits and gradients change only by rounding, but the last layer's output is right only for the
-    first token. The saved model is an ordinary checkpoint.
+    Without dropout, logits and gradients change only by rounding, but the last layer's output and
+    attention are right only for the first token. The saved model is an ordinary checkpoint.
     """
     model.to(device)
-    kind = model.config.model_type
-    if kind in FEED_FORWARD:
+    if model.config.model_type in LAST_LAYERS:
         model.register_forward_pre_hook(_expand_mask, with_kwargs=True)
-        name = "." + FEED_FORWARD[kind]
-        parts = [module for path, module in model.named_modules() if path.endswith(name)]
-        # One token can't be split into chunks, and a model may have no layers.
-        if parts and not getattr(model.config, "chunk_size_feed_forward", 0):
-            parts[-1].register_forward_pre_hook(_keep_first_token)
+        # One token can't be split into chunks, which are too rare for a condition of their own.
+        if not getattr(model.config, "chunk_size_feed_forward", 0):
+            _compute_first_token(model)
     if compiled:
         # One program serves all lengths, instead of one program for each length.
         model.compile(dynamic=True)
@@ -105,11 +116,35 @@ def _expand_mask(model: nn.Module, args: tuple, batch: dict) -> tuple[tuple, dic
     return args, batch
 
 
+def _compute_first_token(model: PreTrainedModel) -> None:
+    # The classifier reads only the first token of the last layer. All other tokens of this layer
+    # are keys and values of attention. They need no query, no output of attention and no
+    # feed-forward part: an eighth of DistilBERT's work. Residual connections broadcast the first
+    # token's results over the other tokens; no logit and no gradient depends on them.
+    names = LAST_LAYERS[model.config.model_type]
+    feed_forward, output, query = (_last_module(model, name) for name in names)
+    if feed_forward is not None:
+        feed_forward.register_forward_pre_hook(_keep_first_token)
+    # Query and output were not tried with the attention of a GPU.
+    if output is not None and model.device.type == "cpu":
+        output.register_forward_pre_hook(_keep_first_token)
+    if query is not None and model.device.type == "cpu":
+        query.forward = MethodType(_query_of_first_token, query)
+
+
+def _last_module(model: nn.Module, name: str | None) -> nn.Module | None:
+    modules = [module for path, module in model.named_modules() if path.endswith(f".{name}")]
+    return modules[-1] if modules else None
+
+
 def _keep_first_token(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-    # The classifier reads only the first token of the last layer, so the other tokens need no last
-    # feed-forward part, a tenth of all work. The residual connection broadcasts the result over the
-    # other tokens; no logit and no gradient depends on them.
-    return (args[0][:, :1],)
+    # For speed only: the gaps of a slice slow oneDNN down.
+    return (args[0][:, :1].contiguous(),)
+
+
+def _query_of_first_token(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    # Attention expects a query for each token, so the first one stands for all, without a copy.
+    return type(linear).forward(linear, x[:, :1]).expand(*x.shape[:-1], -1)
 
 
 def _keep_gradient(embeddings: nn.Embedding) -> None:
@@ -125,6 +160,24 @@ def _keep_gradient(embeddings: nn.Embedding) -> None:
 
     if ranks.world_size() == 1:
         embeddings.weight.register_hook(clear)
+
+
+def allocate_averages(optimizer: torch.optim.AdamW) -> None:
+    """Give AdamW its averages on a CPU before the first step, unless a checkpoint had them.
+
+    AdamW would allocate them at its first step, in the memory that the activations have just left.
+    The activations of later batches would not fit into the gaps (docs/performance.md).
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            is_trained = parameter.requires_grad and parameter.device.type == "cpu"
+            if is_trained and not optimizer.state[parameter]:
+                # AdamW itself starts with these entries.
+                optimizer.state[parameter] = {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(parameter, requires_grad=False),
+                    "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+                }
 
 
 def complete_gradients(model: nn.Module) -> None:

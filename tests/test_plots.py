@@ -1,10 +1,12 @@
 """Plots are legible with any names: no text overlaps another text, is cut off or is small."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from harness.helpers import make_history, png_size
+from harness.helpers import ROOT, make_history, png_size
 
 from outputs import plots
 from training import scores
@@ -41,6 +43,11 @@ def _is_hidden_tick(figure, text) -> bool:
                 if text in (tick.label1, tick.label2):
                     return id(tick) not in shown
     return False
+
+
+def test_a_run_does_not_load_matplotlib_before_it_draws():
+    code = "import sys, finetune; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0
 
 
 @pytest.fixture

@@ -17,7 +17,16 @@ import finetune as script
 from inputs import encoder
 from system.console import RunError
 from training import checkpoint, run_folder
+from training.run import Run
 from training.scores import Answers
+
+
+def test_adamws_averages_exist_before_the_first_step_where_memory_has_no_gaps_yet(tmp_path):
+    loaded = training.load(tmp_path, 32)
+    optimizer = script.make_optimizer(loaded.model, loaded.settings)
+    with Run.open(loaded) as run, run.training(loaded.model, loaded.tokenizer, optimizer):
+        assert all("exp_avg" in optimizer.state[p] for p in loaded.model.parameters())
+
 
 # ---- The log ----
 

@@ -8,6 +8,7 @@ import torch
 import transformers
 from harness.helpers import copy_tokenizer
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from inputs import encoder
 from system import speed
@@ -29,7 +30,7 @@ DISTILBERT_SIZES = {
 # The options of DeBERTa, and of DeBERTa v3, whose xlarge model has a convolution.
 DISENTANGLED = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
 BUCKETS = {"position_buckets": 8, "share_att_key": True, "norm_rel_ebd": "layer_norm"}
-CASES = [(kind, {}) for kind in (*speed.FEED_FORWARD, "albert", "mpnet", "modernbert")] + [
+CASES = [(kind, {}) for kind in (*speed.LAST_LAYERS, "albert", "mpnet", "modernbert")] + [
     ("distilbert", {"attn_implementation": "eager"}),
     ("bert", {"attn_implementation": "eager"}),
     ("distilbert", {"chunk_size_feed_forward": 4}),
@@ -129,16 +130,29 @@ def test_a_model_without_layers_keeps_its_logits(tmp_path):
     torch.testing.assert_close(gradients(fast, 2)[0], gradients(plain, 2)[0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", speed.FEED_FORWARD)
-def test_the_last_feed_forward_part_gets_one_token_and_the_others_get_all(kind, tmp_path):
+@pytest.mark.parametrize("kind", speed.LAST_LAYERS)
+def test_the_last_layer_computes_only_what_the_first_token_needs(kind, tmp_path, monkeypatch):
+    # FlopCounterMode doesn't know oneDNN's products.
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     model = load(kind, tmp_path)
     speed.prepare(model, "cpu", "fp32")
-    token_counts = []
-    for path, module in model.named_modules():
-        if path.endswith("." + speed.FEED_FORWARD[kind]):
-            module.register_forward_pre_hook(lambda _, args: token_counts.append(args[0].shape[1]))
-    model(input_ids=torch.full((2, 9), 1000), attention_mask=torch.ones(2, 9))
-    assert token_counts == [9, 9, 1]
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.full((2, 9), 1000), attention_mask=torch.ones(2, 9))
+    counts = {path: sum(operations.values()) for path, operations in counter.flop_counts.items()}
+    for name in filter(None, speed.LAST_LAYERS[kind]):
+        flops = [count for path, count in counts.items() if path.endswith(f".{name}")]
+        assert flops == [9 * flops[-1], 9 * flops[-1], flops[-1]]
+
+
+def test_only_a_model_on_a_cpu_gets_the_query_and_the_averages_that_no_gpu_has_tried(tmp_path):
+    model = load("distilbert", tmp_path)
+    speed.prepare(model, "meta", "fp32")
+    optimizer = torch.optim.AdamW(model.parameters())
+    speed.allocate_averages(optimizer)
+    last = model.distilbert.transformer.layer[-1]
+    assert "forward" not in vars(last.attention.q_lin)
+    assert not last.attention.out_lin._forward_pre_hooks and last.ffn._forward_pre_hooks
+    assert not any(optimizer.state.values())
 
 
 def test_the_gradient_of_the_embeddings_keeps_its_memory_and_holds_one_step(tmp_path):
@@ -165,6 +179,30 @@ def test_the_gradient_of_the_embeddings_keeps_its_memory_and_holds_one_step(tmp_
         logits[:, 0].sum().backward()
         torch.testing.assert_close(weights.grad, twice / 2)
     assert len(addresses) == 1
+
+
+def test_averages_that_exist_before_the_first_step_keep_their_memory_and_change_no_step(tmp_path):
+    results = []
+    for allocates in (True, False):
+        model = load("distilbert", tmp_path)
+        model.get_input_embeddings().requires_grad_(False)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+        if allocates:
+            speed.allocate_averages(optimizer)
+        addresses = [state["exp_avg"].data_ptr() for state in optimizer.state.values() if state]
+        for seed in (2, 3):
+            gradients(model, seed)
+            optimizer.step()
+            # A second call replaces nothing, as after a checkpoint has been restored.
+            speed.allocate_averages(optimizer)
+        states = [state for state in optimizer.state.values() if state]
+        assert not allocates or addresses == [state["exp_avg"].data_ptr() for state in states]
+        results.append(states + [{"weights": p} for p in model.parameters()])
+    trainable = sum(p.requires_grad for p in model.parameters())
+    assert len(addresses) == 0 and len(states) == trainable
+    for one, other in zip(*results, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

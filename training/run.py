@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data import Batch
 from inputs import encoder, hub
-from system import collectives, console, disk, ranks
+from system import collectives, console, disk, ranks, speed
 from system.console import RunError, Stopped, say
 from training import board, checkpoint, run_folder, scores
 from training import record as records
@@ -69,6 +69,7 @@ class Run:
         if ranks.is_main() and self.checkpoint_file.exists():
             checkpoint.restore(self.checkpoint_file, model, optimizer)
         collectives.broadcast_averages(optimizer)
+        speed.allocate_averages(optimizer)
         has_board = self.settings.tensorboard and ranks.is_main()
         total = self.settings.epochs * self.record["sentences"]["train"]
         with (

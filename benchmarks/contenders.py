@@ -72,7 +72,7 @@ def trainer(model, rows, batch_size, steps, precision, **options) -> None:
 
 
 def trainer_grouped(model, rows, batch_size, steps, precision) -> None:
-    trainer(*(model, rows, batch_size, steps, precision), train_sampling_strategy="group_by_length")
+    trainer(model, rows, batch_size, steps, precision, train_sampling_strategy="group_by_length")
 
 
 def accelerates_example(model, rows, batch_size, steps, precision) -> None:

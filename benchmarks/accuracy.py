@@ -223,7 +223,7 @@ def evaluate_on_dev(name: str, seed: int) -> None:
     write_json(file, record | {"dev": evaluate(folder, SST2 / "dev.tsv")})
 
 
-def measure_rates(processor: str, rounds: int = 5) -> None:
+def measure_rates(processor: str) -> None:
     """Measure sentences a second of the tutorial's own loop, and of this project's defaults."""
     import measure
     from work import make_sentences
@@ -231,7 +231,7 @@ def measure_rates(processor: str, rounds: int = 5) -> None:
     from inputs import encoder
 
     rows, results = make_sentences(), []
-    for number in range(rounds):
+    for number in range(5):
         results.append({})
         for name, size, steps in (("tutorial's loop", 16, 6), ("this project", 32, 30)):
             model = encoder.load("builtin", ["negative", "positive"], None).model

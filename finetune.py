@@ -162,8 +162,7 @@ def evaluate(
         for micro_batch in batch.micro_batches:
             logits, labels = forward(model, micro_batch, settings.precision)
             losses = F.cross_entropy(logits, labels, reduction="none")
-            probabilities = logits.softmax(dim=-1).amax(dim=-1)
-            parts.append((labels, logits.argmax(dim=-1), probabilities, losses))
+            parts.append((labels, logits.argmax(dim=-1), logits.softmax(dim=-1), losses))
     answers = gather_answers(rows, parts)
     metric = load_accuracy()
     metric.add_batch(predictions=answers.predictions, references=answers.labels)

@@ -3,6 +3,8 @@
 python predict.py runs/first "a fine film" "a dull one"    texts
 python predict.py runs/first < reviews.txt                 one text a line
 python predict.py runs/first reviews.csv --output new.csv  a table, such as a csv file
+python predict.py runs/first reviews.csv --all             the probability of each class, too
+python predict.py runs/first reviews.csv --at-least 0.9    no answer below this probability
 python predict.py runs/first test.tsv --glue --output SST-2.tsv
                                                            a file for the GLUE benchmark's server
 
@@ -23,56 +25,43 @@ import os
 import shlex
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm import tqdm
 
 from inputs import encodings, files, labels, tables, texts
-from inputs.texts import MAX_TEXTS, TextFile
-from outputs import writers
-from outputs.writers import Answer
+from inputs.texts import TextFile
+from outputs import answers, writers
+from outputs.answers import Answer, Text
 from system import disk
-from system.console import InputError, Problem, collect_problems, progress, raise_any, result, say
+from system.console import InputError, Problem, collect_problems, progress, raise_any, say
 
 if TYPE_CHECKING:
     from outputs.classifier import Classifier
-
-Text = Sequence[str | None]  # shape (1,), or (2,) for a pair
 
 
 # ---- Predictions ----
 
 
-def answers(classifier: "Classifier", batch: Sequence[Text], bar: tqdm) -> list[Answer]:
-    """The prediction for each text, in order; None for a blank text."""
-    from outputs import classifier as classifiers
+class Form(NamedTuple):
+    """The form of the answers; an answer below the probability `at_least` is empty."""
 
-    filled = [number for number, text in enumerate(batch) if not any(map(tables.is_blank, text))]
-    results: list[Answer] = [None] * len(batch)
-    for start in range(0, len(filled), MAX_TEXTS):
-        part = filled[start : start + MAX_TEXTS]
-        columns = zip(*(batch[number] for number in part), strict=True)
-        classes, probabilities = classifiers.answer(classifier, *columns, on_batch=bar.update)
-        for number, *answer in zip(part, classes.tolist(), probabilities.tolist(), strict=True):
-            results[number] = tuple(answer)
-    bar.update(len(batch) - len(filled))
-    return results
+    every_class: bool
+    at_least: float
+    glue: bool
+    output: Path | None
 
 
-def show(results: Sequence[Answer], names: Sequence[str]) -> None:
-    """Print a line for each prediction: label, tab, probability; an empty line for None."""
-    # A class name may contain tabs and newlines.
-    names = [" ".join(name.split()) for name in names]
-    lines = [f"{names[answer[0]]}\t{answer[1]:.4f}" if answer else "" for answer in results]
-    if lines:
-        result("\n".join(lines))
-
-
-def label_lines(classifier: "Classifier", parts: Iterable[list[str]], unit: str) -> None:
-    """Print the prediction for each line, part by part."""
-    number = 1
+def label_lines(
+    classifier: "Classifier", parts: Iterable[list[str]], unit: str, form: Form
+) -> None:
+    """Print the answer to each line, part by part."""
+    number, counts = 1, Counter()
+    if form.every_class:
+        answers.show_header(classifier.labels)
     takes_pairs = len(_trained_columns(classifier)["text_column"]) == 2
     with progress(None, "texts", "predicting") as bar:
         for lines in parts:
@@ -80,45 +69,53 @@ def label_lines(classifier: "Classifier", parts: Iterable[list[str]], unit: str)
             if takes_pairs:
                 batch = [line.split("\t") if line.strip() else [None, None] for line in lines]
                 batch = list(itertools.takewhile(lambda text: len(text) == 2, batch))
-            show(answers(classifier, batch, bar), classifier.labels)
-            number += len(batch)
+            results = answers.answer_texts(classifier, batch, form.at_least, bar)
+            answers.show(results, classifier.labels, form.every_class)
+            number, counts = number + len(batch), counts + answers.count(results)
             if len(batch) < len(lines):
                 message = "expected two texts, because the model was trained on pairs"
                 remedy = "separate them with one tab"
                 raise InputError(Problem(f"{unit} {number}", message, remedy))
+    answers.say_count(counts, form.at_least)
 
 
-def label_file(classifier: "Classifier", file: TextFile, output: Path | None, glue: bool) -> None:
-    """Print or write the prediction for each row of a file, then print the scores."""
+def label_file(classifier: "Classifier", file: TextFile, form: Form) -> None:
+    """Print or write the answer to each row of a file, then print the scores."""
     names = classifier.labels
     compares_ids = _knows_order(classifier) or not labels.are_ids(file.labels, names)
     ids = labels.ids_of(file.labels, names, compares_ids)
     references, predictions = array.array("i"), array.array("i")  # 4 bytes each
+    counts = Counter()
 
     def windows(bar: tqdm) -> Iterator[tuple[list[dict], list[Answer]]]:
         for rows in file.windows():
             batch = [tables.row_texts(row, file.text_columns) for row in rows]
-            results = answers(classifier, batch, bar)
+            results = answers.answer_texts(classifier, batch, form.at_least, bar)
+            counts.update(answers.count(results))
             for row, answer in zip(rows, results, strict=True):
                 with contextlib.suppress(TypeError, KeyError):
-                    if answer and ids:
+                    if answer.class_id is not None and ids:
                         references.append(ids[tables.label_name(row.get(file.label_column))])
-                        predictions.append(answer[0])
+                        predictions.append(answer.class_id)
             yield rows, results
 
     with progress(file.rows, "texts", "predicting") as bar:
         rows = windows(bar)
-        if output:
+        if form.output:
             # A symbolic link is kept, and its target is written.
-            ending, target = output.suffix.lower(), output.resolve()
-            table = ending, Path(file.table.name), file.columns, names, rows
-            fill = (lambda out: writers.write_glue(out, rows, names)) if glue else None
+            ending, target = form.output.suffix.lower(), form.output.resolve()
+            added = answers.added_columns(names, form.every_class)
+            table = ending, Path(file.table.name), file.columns, added, names, rows
+            fill = (lambda out: writers.write_glue(out, rows, names)) if form.glue else None
             disk.write_whole(target, fill or (lambda out: writers.write_table(out, *table)))
-        elif glue:
+        elif form.glue:
             writers.write_glue(sys.stdout.buffer, rows, names)
         else:
+            if form.every_class:
+                answers.show_header(names)
             for _, results in rows:
-                show(results, names)
+                answers.show(results, names, form.every_class)
+    answers.say_count(counts, form.at_least)
     where = f"{file.table.name}, column {file.label_column!r}"
     if labels.are_ids(file.labels, names):
         listed = ", ".join(f"{number} is {name!r}" for number, name in enumerate(names))
@@ -160,6 +157,8 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("texts", metavar="TEXT", nargs="*", help="texts or one file; default: standard input")
     outputs = ", ".join(writers.WRITERS)
     add("--output", type=Path, help=f"file for the rows and their predictions: {outputs}")
+    add("--all", action="store_true", help="also give the probability of each class")
+    add("--at-least", metavar="P", default="0", help="no answer below this probability")
     add("--glue", action="store_true", help="write the format of GLUE's server")
     add("--text-column", nargs="+", help="one column, or two for pairs; default: as in training")
     add("--label-column", help="column of labels for the scores; default: as in training")
@@ -190,6 +189,7 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     if options.encoding and not encodings.is_codec(options.encoding):
         message = f"must be {encodings.DESCRIPTION} (found {options.encoding!r})"
         problems.append(Problem("", message, flag="--encoding"))
+    problems += _answer_problems(options)
     problems += _output_problems(options)
     if any(map(tables.LONE_SURROGATE.search, arguments)):
         problems.append(Problem("text on the command line", "not UTF-8", "encode it as UTF-8"))
@@ -206,6 +206,22 @@ def _is_file(word: str) -> bool:
         return False
     is_table = files.ending(Path(word)) in filter(None, files.ENDINGS)
     return is_there or (is_table and " " not in word)
+
+
+def _answer_problems(options: argparse.Namespace) -> Iterator[Problem]:
+    for flag in ("--all", "--at-least") if options.glue else ():
+        if getattr(options, flag.strip("-").replace("-", "_")) not in (False, "0"):
+            yield Problem("", "GLUE needs one answer to each row", "leave out one flag", flag)
+    if not _is_probability(options.at_least):
+        message = f"must be a number from 0 to 1 (found {options.at_least!r})"
+        yield Problem("", message, flag="--at-least")
+
+
+def _is_probability(text: str) -> bool:
+    try:
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False
 
 
 def _output_problems(options: argparse.Namespace) -> Iterator[Problem]:
@@ -242,7 +258,8 @@ def main(argv: Sequence[str]) -> None:
         classifier = classifiers.load(options.run)
     if options.file:
         writes_rows = options.output and not options.glue
-        added = (writers.PREDICTION, writers.PROBABILITY) if writes_rows else ()
+        names = classifier.labels if classifier else []
+        added = answers.added_columns(names, options.all) if writes_rows else ()
         chosen = texts.Request(options.text_column, options.label_column, options.encoding)
         command = f"python predict.py {shlex.join([options.run, str(options.file)])}"
         with collect_problems(problems):
@@ -254,16 +271,18 @@ def main(argv: Sequence[str]) -> None:
         # `| head` ends this program silently, as it ends other tools.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")
+    form = Form(options.all, float(options.at_least), options.glue, options.output)
     if file:
-        label_file(classifier, file, options.output, options.glue)
+        label_file(classifier, file, form)
     elif options.texts:
-        label_lines(classifier, [options.texts], "text")
+        label_lines(classifier, [options.texts], "text", form)
     elif sys.stdin is None:
         raise InputError(Problem("standard input", "closed", "give texts or a file"))
     else:
         if sys.stdin.isatty():
             say("reading one text a line; Ctrl-D ends the input")
-        label_lines(classifier, texts.arrived_lines(sys.stdin.buffer), "standard input, line")
+        lines = texts.arrived_lines(sys.stdin.buffer)
+        label_lines(classifier, lines, "standard input, line", form)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from inputs import files, hub
-from outputs import compare, model_card, plots, writers
+from outputs import compare, model_card, plots, predictions
+from outputs.predictions import MISTAKES, PREDICTIONS
 from system import disk, ranks
 from system.console import InputError, Problem, collect_problems, progress, raise_any, say
 from training import record as records
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from training.run import Run
 
-CURVES, CONFUSION, MISTAKES = "curves.png", "confusion.png", "mistakes.csv"
+CURVES, CONFUSION = "curves.png", "confusion.png"
 CALIBRATION, COMPARISON = "calibration.png", "comparison.png"
 
 
@@ -56,7 +57,7 @@ def write(run: "Run", rows: "Dataset", answers: Answers) -> None:
 def write_files(
     folder: Path, record: dict, history: Sequence[dict], rows: "Dataset", answers: Answers
 ) -> None:
-    """Write the plots, the mistakes and the model card of a run."""
+    """Write the plots, the predictions, the mistakes and the model card of a run."""
     names = record["labels"]
     write_curves(folder / CURVES, record, history)
     plot = (folder / CURVES).read_bytes()
@@ -67,7 +68,8 @@ def write_files(
     plots.confusion(folder / CONFUSION, matrix, names, title)
     error, bins = scores.calibration(answers)
     plots.calibration(folder / CALIBRATION, bins, f"expected calibration error {error:.4f}")
-    write_mistakes(folder / MISTAKES, names, rows, answers)
+    predictions.write_predictions(folder / PREDICTIONS, names, rows, answers)
+    predictions.write_mistakes(folder / MISTAKES, names, rows, answers)
     card = model_card.make(record)
     card_file = folder / run_folder.MODEL / "README.md"
     disk.write_whole(card_file, lambda file: file.write(card.encode(errors="replace")))
@@ -83,26 +85,6 @@ def write_curves(path: Path, record: dict, history: Sequence[dict]) -> None:
     title += f"\n{scores.accuracy_line(result, sentences) if result else 'not complete'}"
     intervals = [scores.interval(accuracy, sentences) for accuracy in accuracies]
     plots.curves(path, history, title, result, intervals)
-
-
-def write_mistakes(path: Path, names: Sequence[str], rows: "Dataset", answers: Answers) -> None:
-    """Write each misclassified sentence, the most confident prediction first."""
-    wrong = np.flatnonzero(answers.labels != answers.predictions)
-    wrong = wrong[np.argsort(-answers.probabilities[wrong], kind="stable")]
-    has_pairs = len(rows) > 0 and rows[0]["text_pair"] is not None
-    columns = ["text", "text_pair"] if has_pairs else ["text"]
-
-    def fill(file: BinaryIO) -> None:
-        write_row = writers.csv_writer(file)
-        write_row(["line", *columns, "label", "prediction", "probability"])
-        for number in wrong.tolist():
-            row = rows[number]
-            label, prediction = names[answers.labels[number]], names[answers.predictions[number]]
-            probability = f"{answers.probabilities[number]:.4f}"
-            texts = [row[column] for column in columns]
-            write_row([row["line"], *texts, label, prediction, probability])
-
-    disk.write_whole(path, fill)
 
 
 # ---- From the folders of runs ----
@@ -161,7 +143,7 @@ def report_on(folder: Path, record: dict) -> None:
     record["result"] |= scores.summary(record["result"]["accuracy"], answers)
     write_files(folder, record, history, rows, answers)
     say(scores.accuracy_line(record["result"], len(answers.labels)))
-    names = ", ".join((CURVES, CONFUSION, CALIBRATION, MISTAKES))
+    names = ", ".join((CURVES, CONFUSION, CALIBRATION, PREDICTIONS, MISTAKES))
     say(f"written to {folder}: {names} and the model card {run_folder.MODEL}/README.md")
 
 

@@ -1,4 +1,4 @@
-"""Load a trained model and predict the class of each text, with its probability."""
+"""Load a trained model and predict the class of each text, with all probabilities."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,7 +70,7 @@ def answer(
     batch_size: int = BATCH_SIZE,
     on_batch: Callable[[int], object] = lambda texts: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Predict each text's class id and probability: int64 and float32 of shape (texts,).
+    """Each text's class id and probabilities: int64 (texts,) and float32 (texts, classes).
 
     `on_batch` is called with the number of texts in each batch.
     """
@@ -85,13 +85,14 @@ def answer(
     names = [name for name in encoded if name != "attention_mask"]
     lengths = np.array([len(ids) for ids in encoded["input_ids"]])
     limits = batches.limits(model.device.type, max_length)
-    classes, probabilities = np.empty(len(texts), np.int64), np.empty(len(texts), np.float32)
+    classes = np.empty(len(texts), np.int64)
+    probabilities = np.empty((len(texts), model.config.num_labels), np.float32)
     for numbers in batches.sorted_batches(lengths, batch_size):
         rows = [{name: encoded[name][number] for name in names} for number in numbers]
         micro_batches = batches.collate(rows, tokenizer.pad_token_id, None, *limits)
         parts = [speed.forward(model, inputs, classifier.precision)[0] for inputs in micro_batches]
         logits = torch.cat(parts)
         classes[numbers] = logits.argmax(dim=-1).cpu()
-        probabilities[numbers] = logits.softmax(dim=-1).amax(dim=-1).cpu()
+        probabilities[numbers] = logits.softmax(dim=-1).cpu()
         on_batch(len(numbers))
     return classes, probabilities

@@ -10,26 +10,32 @@ from pathlib import Path
 from typing import BinaryIO
 
 from inputs import columnar
+from outputs.answers import Answer
 
-PREDICTION, PROBABILITY = "prediction", "probability"
-# A class id and its probability; None for a blank text.
-Answer = tuple[int, float] | None
 Answered = Iterable[tuple[list[dict], list[Answer]]]
 Write = Callable[[list[dict]], object]
 
 
 def write_table(
-    out: BinaryIO, ending: str, source: Path, columns: list[str], names: list[str], rows: Answered
+    out: BinaryIO,
+    ending: str,
+    source: Path,
+    columns: list[str],
+    added: list[str],
+    names: Sequence[str],
+    rows: Answered,
 ) -> None:
-    """Write the rows of the file `source` with their predictions and probabilities.
+    """Write the rows of the file `source` with their predictions in the `added` columns.
 
     `ending` chooses the format, `columns` are the columns of all rows, `names` the class names.
     """
-    with WRITERS[ending](out, [*columns, PREDICTION, PROBABILITY], source) as write:
+    with WRITERS[ending](out, columns, added, source) as write:
         for window, answers in rows:
             for row, answer in zip(window, answers, strict=True):
-                row[PREDICTION] = names[answer[0]] if answer else None
-                row[PROBABILITY] = round(answer[1], 6) if answer else None
+                name, *probabilities = answer.values(names)
+                probabilities = [p if p is None else round(p, 6) for p in probabilities]
+                # Without a column for each class, zip drops the probabilities of the classes.
+                row |= zip(added, [name, *probabilities], strict=False)
             write(window)
 
 
@@ -41,7 +47,7 @@ def write_glue(out: BinaryIO, rows: Answered, names: Sequence[str]) -> None:
     number = 0
     for _, answers in rows:
         for answer in answers:
-            line = f"{number}\t{names[answer[0]] if in_words else answer[0]}\n"
+            line = f"{number}\t{names[answer.class_id] if in_words else answer.class_id}\n"
             out.write(line.encode())
             number += 1
     out.flush()
@@ -63,8 +69,10 @@ def csv_writer(out: BinaryIO, dialect: str = "excel") -> Callable[[list], object
 
 
 @contextlib.contextmanager
-def _csv(out: BinaryIO, columns: list[str], _: Path, dialect: str = "excel") -> Iterator[Write]:
-    write_row = csv_writer(out, dialect)
+def _csv(
+    out: BinaryIO, columns: list[str], added: list[str], _: Path, dialect: str = "excel"
+) -> Iterator[Write]:
+    columns, write_row = [*columns, *added], csv_writer(out, dialect)
     write_row(columns)
 
     def write(rows: list[dict]) -> None:
@@ -75,7 +83,7 @@ def _csv(out: BinaryIO, columns: list[str], _: Path, dialect: str = "excel") -> 
 
 
 @contextlib.contextmanager
-def _jsonl(out: BinaryIO, columns: list[str], _: Path) -> Iterator[Write]:
+def _jsonl(out: BinaryIO, *_: object) -> Iterator[Write]:
     def write(rows: list[dict]) -> None:
         # JSON has no NaN.
         rows = ({k: None if v != v else v for k, v in row.items()} for row in rows)
@@ -86,7 +94,7 @@ def _jsonl(out: BinaryIO, columns: list[str], _: Path) -> Iterator[Write]:
 
 
 @contextlib.contextmanager
-def _parquet(out: BinaryIO, columns: list[str], source: Path) -> Iterator[Write]:
+def _parquet(out: BinaryIO, columns: list[str], added: list[str], source: Path) -> Iterator[Write]:
     # Slow imports, which --help must not wait for.
     import pyarrow
     import pyarrow.parquet
@@ -98,12 +106,14 @@ def _parquet(out: BinaryIO, columns: list[str], source: Path) -> Iterator[Write]
     for name in columnar.class_names(schema):
         schema = schema.set(schema.get_field_index(name), pyarrow.field(name, pyarrow.string()))
     schema = schema.remove_metadata()
-    for name in columns[len(schema) :]:
-        kind = pyarrow.float64() if name == PROBABILITY else pyarrow.string()
-        schema = schema.append(pyarrow.field(name, kind))
+    prediction, *numbers = added
+    for name in [*columns[len(schema) :], prediction]:
+        schema = schema.append(pyarrow.field(name, pyarrow.string()))
+    for name in numbers:
+        schema = schema.append(pyarrow.field(name, pyarrow.float64()))
 
     def as_text(name: str, value: object) -> object:
-        return value if is_typed or name == PROBABILITY else _text(value)
+        return value if is_typed or name in numbers else _text(value)
 
     def write(rows: list[dict]) -> None:
         rows = [{k: as_text(k, v) for k, v in row.items()} for row in rows]

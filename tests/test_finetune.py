@@ -238,7 +238,9 @@ def test_evaluation_counts_every_sentence_once_and_agrees_with_a_pipeline(tmp_pa
     assert scores["accuracy"] == sum(is_right) / 45
     assert answers.labels.tolist() == [label for _, label in rows]
     assert [str(number) for number in answers.predictions] == [a["label"] for a in best]
-    assert answers.probabilities == pytest.approx([a["score"] for a in best], abs=1e-6)
+    assert answers.confidences == pytest.approx([a["score"] for a in best], abs=1e-6)
+    every = [[{a["label"]: a["score"] for a in reply}[name] for name in "01"] for reply in replies]
+    assert answers.probabilities == pytest.approx(np.array(every), abs=1e-6)
     expected = [
         -math.log({a["label"]: a["score"] for a in reply}[str(label)])
         for reply, (_, label) in zip(replies, rows, strict=True)

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from harness.helpers import ROOT, make_history, png_size
+from harness.helpers import ROOT, make_answers, make_history, png_size
 
 from outputs import plots
 from training import scores
@@ -83,9 +83,7 @@ def test_a_confusion_matrix_of_300_classes_is_drawn_without_class_names(tmp_path
 
 def test_a_calibration_plot_is_legible(figures, tmp_path):
     is_right = np.random.default_rng(0).random(872) < 0.8
-    probabilities = np.linspace(0.34, 1, 872, dtype=np.float32)
-    losses = np.full(872, np.nan, np.float32)
-    answers = scores.Answers(is_right.astype(int), np.ones(872, int), probabilities, losses)
+    answers = make_answers(is_right.astype(int), [1] * 872, np.linspace(0.34, 1, 872))
     _, bins = scores.calibration(answers)
     plots.calibration(tmp_path / "a.png", bins, "expected calibration error 0.1234")
     check_legible(figures[0])

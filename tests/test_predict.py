@@ -70,6 +70,92 @@ def test_arguments_lines_and_files_get_the_answers_of_transformers_pipeline(
         assert run.code == 0 and are_close(run.out.splitlines(), lines), run.err
 
 
+def test_all_gives_the_probability_of_each_class_as_the_pipeline_does_with_top_k_none(
+    predicted, trained, tmp_path
+):
+    from transformers import pipeline
+
+    options = {"model": str(trained.model_folder), "truncation": True, "top_k": None}
+    replies = pipeline("text-classification", **options)(TEXTS)
+    every = [{answer["label"]: answer["score"] for answer in reply} for reply in replies]
+    lines = predicted("--all", stdin="\n".join(TEXTS).encode()).out.splitlines()
+    header = "label\tprobability\tprobability_negative\tprobability_positive"
+    assert lines[0] == header and len(lines) == len(TEXTS) + 1
+    rows = [{"sentence": text} for text in TEXTS]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert predicted("texts.jsonl", "--all").out.splitlines() == lines
+    run = predicted("texts.jsonl", "--all", "--output", "all.csv")
+    with (tmp_path / "all.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert run.code == 0 and len(table) == len(TEXTS)
+    for line, row, expected in zip(lines[1:], table, every, strict=True):
+        cells = dict(zip(header.split("\t"), line.split("\t"), strict=True))
+        best = max(expected, key=expected.get)
+        assert (cells["label"], row["prediction"]) == (best, best)
+        for name in ("negative", "positive"):
+            for value in (cells[f"probability_{name}"], row[f"probability_{name}"]):
+                assert float(value) == pytest.approx(expected[name], abs=1e-4)
+        assert float(cells["probability"]) == pytest.approx(expected[best], abs=1e-4)
+
+
+@pytest.fixture
+def sure_from(classifier, monkeypatch) -> None:
+    """The model's probability of `positive` is the number that the text is."""
+    from outputs import classifier as classifiers
+
+    def answer(_, texts, on_batch):
+        on_batch(len(texts))
+        positive = np.array(texts, np.float32)
+        return (positive >= 0.5).astype(int), np.stack([1 - positive, positive], axis=1)
+
+    monkeypatch.setattr(classifiers, "answer", answer)
+
+
+def test_at_least_leaves_a_less_probable_answer_empty_and_scores_the_others(
+    sure_from, predicted, tmp_path
+):
+    lines = b"0.9\n0.89\n\n0.05\n0.11\n"
+    run = predicted("--at-least", "0.9", stdin=lines)
+    assert run.out == "positive\t0.9000\n\n\nnegative\t0.9500\n\n"
+    assert "answered 2 of 4 texts, with a probability of at least 0.9" in run.err
+    both = predicted("--at-least", "0.9", "--all", stdin=lines).out.splitlines()[1:]
+    assert both[:3] == ["positive\t0.9000\t0.1000\t0.9000", "\t\t0.1100\t0.8900", "\t\t\t"]
+    text = "text,label\n0.95,positive\n0.97,negative\n0.6,negative\n,positive\n0.01,negative\n"
+    (tmp_path / "a.csv").write_text(text)
+    run = predicted("a.csv", "--at-least", "0.9", "--output", "b.csv")
+    assert "answered 3 of 4 texts, with a probability of at least 0.9" in run.err
+    assert "accuracy 0.6667: 2 of 3 correct" in run.err
+    assert (tmp_path / "b.csv").read_text().splitlines() == [
+        "text,label,prediction,probability",
+        "0.95,positive,positive,0.95",
+        "0.97,negative,positive,0.97",
+        "0.6,negative,,",
+        ",positive,,",
+        "0.01,negative,negative,0.99",
+    ]
+    none = predicted("a.csv", "--at-least", "1")
+    assert none.out == "\n" * 5 and "answered 0 of 4 texts" in none.err
+    assert "accuracy" not in none.err and none.code == 0
+    assert "answered" not in predicted("a.csv").err
+
+
+def test_columns_of_all_probabilities_are_numbers_in_a_parquet_file(predicted, tmp_path):
+    import pyarrow.parquet
+
+    # The file's own column looks like one of the added columns and holds text.
+    (tmp_path / "a.csv").write_text("text,probability_old\na fine film,high\n,low\n")
+    assert predicted("a.csv", "--all", "--output", "b.parquet").code == 0
+    table = pyarrow.parquet.read_table(tmp_path / "b.parquet")
+    kinds = {field.name: str(field.type) for field in table.schema}
+    numbers = ["probability", "probability_negative", "probability_positive"]
+    texts = ["text", "probability_old", "prediction"]
+    assert kinds == dict.fromkeys(texts, "string") | dict.fromkeys(numbers, "double")
+    first, blank = table.to_pylist()
+    total = first["probability_negative"] + first["probability_positive"]
+    assert total == pytest.approx(1, abs=2e-6)
+    assert [blank[name] for name in ("prediction", *numbers)] == [None] * 4
+
+
 def test_an_empty_line_gives_an_empty_line_and_no_line_is_lost_or_split(predicted):
     lines = ["a fine film\r", "", "  ", "\ufeffmark", "one\u2028line", "tab\there", "", "dull"]
     run = predicted(stdin="\n".join(lines).encode())
@@ -126,6 +212,30 @@ WRONG = [
         {"a.csv": CSV},
         "--encoding: must be the name of an encoding, such as utf-8 or cp1252 (found 'cp1525')",
         id="an unknown encoding",
+    ),
+    pytest.param(
+        ["good", "--at-least", "90"],
+        {},
+        "--at-least: must be a number from 0 to 1 (found '90')",
+        id="a percentage",
+    ),
+    pytest.param(
+        ["good", "--at-least", "nan"],
+        {},
+        "--at-least: must be a number from 0 to 1 (found 'nan')",
+        id="not a number",
+    ),
+    pytest.param(
+        ["a.csv", "--glue", "--at-least", "0.9"],
+        {"a.csv": CSV},
+        "--at-least: GLUE needs one answer to each row; leave out one flag",
+        id="GLUE's file with empty answers",
+    ),
+    pytest.param(
+        ["a.csv", "--all", "--output", "b.csv"],
+        {"a.csv": "text,probability_positive\na,b\n"},
+        "a.csv: the output column 'probability_positive' exists already; rename it in the file",
+        id="a column of the output in the file",
     ),
     pytest.param(
         ["good", "--encoding", "cp1252"],
@@ -255,7 +365,7 @@ def label_by_number(monkeypatch) -> None:
     def answer(_, batch, pairs=None, on_batch=None, **__):
         on_batch(len(batch))
         numbers = np.array([int(text.split()[0]) for text in batch])
-        return numbers % 2, np.full(len(batch), 0.5)
+        return numbers % 2, np.full((len(batch), 2), 0.5)
 
     monkeypatch.setattr(classifiers, "answer", answer)
 

@@ -7,26 +7,20 @@ import subprocess
 import sys
 
 import datasets
-import numpy as np
 import pytest
-from harness.helpers import ROOT, png_size
+from harness.helpers import ROOT, make_answers, png_size
 
 import report
+from outputs import predictions
 from system.console import InputError
 from training import record as records
-from training.scores import Answers
-
-
-def make_answers(labels: list[int], predictions: list[int], probabilities: list[float]) -> Answers:
-    arrays = np.array(labels), np.array(predictions), np.array(probabilities, np.float32)
-    return Answers(*arrays, np.full(len(labels), np.nan, np.float32))
-
 
 # ---- The files of a run ----
 
 
 def test_report_py_writes_the_same_bytes_as_the_end_of_the_run(trained, tmp_path, capsys):
     names = ["curves.png", "confusion.png", "calibration.png", "mistakes.csv"]
+    names += ["predictions.csv"]
     names += ["model/README.md", "model/curves.png"]
     before = {name: (trained.folder / name).read_bytes() for name in names}
     assert min(png_size(trained.folder / name)[0] for name in names[:3]) >= 800
@@ -51,7 +45,7 @@ def test_mistakes_are_the_wrong_answers_in_order_of_confidence(tmp_path):
     columns = {"line": [2, 3, 4, 6], "text": ["a", 'b, "b"', "c", "d"], "text_pair": [None] * 4}
     rows = datasets.Dataset.from_dict(columns | {"label": ["no", "yes", "yes", "no"]})
     answers = make_answers([0, 1, 1, 0], [0, 0, 0, 1], [0.9, 0.6, 0.7, 0.8])
-    report.write_mistakes(tmp_path / "mistakes.csv", ["no", "yes"], rows, answers)
+    predictions.write_mistakes(tmp_path / "mistakes.csv", ["no", "yes"], rows, answers)
     with (tmp_path / "mistakes.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [
             ["line", "text", "label", "prediction", "probability"],
@@ -60,9 +54,23 @@ def test_mistakes_are_the_wrong_answers_in_order_of_confidence(tmp_path):
             ["3", 'b, "b"', "yes", "no", "0.6000"],
         ]
     pairs = rows.remove_columns("text_pair").add_column("text_pair", list("wxyz"))
-    report.write_mistakes(tmp_path / "mistakes.csv", ["no", "yes"], pairs, answers)
+    predictions.write_mistakes(tmp_path / "mistakes.csv", ["no", "yes"], pairs, answers)
     lines = (tmp_path / "mistakes.csv").read_text().splitlines()
     assert lines[0].startswith("line,text,text_pair") and lines[1].startswith("6,d,z,no,yes")
+
+
+def test_predictions_csv_has_each_validation_sentence_with_the_probability_of_each_class(trained):
+    with (trained.folder / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = ["line", "label", "prediction", "probability_negative", "probability_positive"]
+    assert list(rows[0]) == columns and len(rows) == 43
+    assert [row["line"] for row in rows] == [str(line) for line in range(2, 45)]
+    assert [row["label"] for row in rows[-3:]] == ["negative", "positive", "negative"]
+    assert sum(row["label"] == row["prediction"] for row in rows) == 40
+    for row in rows:
+        negative, positive = float(row["probability_negative"]), float(row["probability_positive"])
+        assert negative + positive == pytest.approx(1, abs=2e-6)
+        assert row["prediction"] == ("positive" if positive > negative else "negative")
 
 
 def test_an_incomplete_run_gets_its_curves_so_far(trained, tmp_path, capsys):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from harness import warm
+from harness.helpers import make_answers
 from hypothesis import strategies
 from sklearn.metrics import accuracy_score, f1_score
 
@@ -73,16 +74,13 @@ def test_the_line_of_793_right_of_872_shows_wilsons_interval_of_1_9_points():
 
 
 def test_the_calibration_error_is_the_mean_gap_between_probability_and_accuracy():
-    probabilities = np.array([0.99, 0.99, 0.99, 0.99, 0.62, 0.62], np.float32)
-    losses = np.full(6, np.nan, np.float32)
-    answers = scores.Answers(np.array([1, 1, 1, 0, 1, 0]), np.ones(6, int), probabilities, losses)
+    answers = make_answers([1, 1, 1, 0, 1, 0], [1] * 6, [0.99] * 4 + [0.62] * 2)
     error, bins = scores.calibration(answers)
     # Three of four are right at 0.99, one of two at 0.62.
     assert error == pytest.approx(4 / 6 * 0.24 + 2 / 6 * 0.12, abs=1e-6)
     assert [row["sentences"] for row in bins] == [2, 4]
     assert all(row["low"] < row["probability"] <= row["high"] for row in bins)
-    sure = scores.Answers(np.ones(3, int), np.ones(3, int), np.ones(3, np.float32), losses[:3])
-    assert scores.calibration(sure)[0] == 0
+    assert scores.calibration(make_answers([1] * 3, [1] * 3, [1.0] * 3))[0] == 0
 
 
 @pytest.mark.parametrize("labels", [["a", "b"] * 10, ["a"] * 17 + ["b"] * 4, ["a", "b", "c"] * 7])

@@ -23,13 +23,18 @@ MAX_CLASSES = 20
 class Answers(NamedTuple):
     """A model's answers to the rows of a split, in the order of the rows.
 
-    `probabilities` belong to the predictions. `losses` are nan if they were not computed.
+    `losses` are nan if they were not computed.
     """
 
     labels: np.ndarray  # int64, (rows,)
     predictions: np.ndarray  # int64, (rows,)
-    probabilities: np.ndarray  # float32, (rows,)
+    probabilities: np.ndarray  # float32, (rows, classes)
     losses: np.ndarray  # float32, (rows,), nats
+
+    @property
+    def confidences(self) -> np.ndarray:
+        """The probability of each prediction: float32, (rows,)."""
+        return self.probabilities[np.arange(len(self.predictions)), self.predictions]
 
 
 def gather_answers(
@@ -94,13 +99,13 @@ def calibration(answers: Answers) -> tuple[float, list[dict]]:
     The error is the mean of |accuracy - probability| over the bins, weighted by their sentences.
     Source: Guo et al. 2017, On Calibration of Modern Neural Networks.
     """
-    right = answers.labels == answers.predictions
-    numbers = np.clip(np.ceil(answers.probabilities * BINS).astype(int) - 1, 0, BINS - 1)
+    right, confidences = answers.labels == answers.predictions, answers.confidences
+    numbers = np.clip(np.ceil(confidences * BINS).astype(int) - 1, 0, BINS - 1)
     error, bins = 0.0, []
     for number in np.unique(numbers):
         in_bin = numbers == number
         accuracy = float(right[in_bin].mean())
-        probability = float(answers.probabilities[in_bin].mean())
+        probability = float(confidences[in_bin].mean())
         error += abs(accuracy - probability) * in_bin.mean()
         bins.append(
             {"low": number / BINS, "high": (number + 1) / BINS, "sentences": int(in_bin.sum())}

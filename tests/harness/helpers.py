@@ -12,12 +12,14 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from inputs import encoder_files
+from training.scores import Answers
 
 ROOT = Path(__file__).resolve().parents[2]
 # GLUE's SST-2 is not part of the repository.
@@ -45,6 +47,17 @@ def start(folder: Path, *flags: object, **environment: str) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def make_answers(
+    labels: Sequence[int], predictions: Sequence[int], confidences: Sequence[float]
+) -> Answers:
+    """Answers of a model of two classes with these probabilities of its predictions."""
+    probabilities = np.array(confidences, np.float32)[:, None].repeat(2, axis=1)
+    other = np.arange(2) != np.array(predictions)[:, None]
+    probabilities[other] = 1 - probabilities[other]
+    losses = np.full(len(labels), np.nan, np.float32)
+    return Answers(np.array(labels), np.array(predictions), probabilities, losses)
 
 
 PYTHON_PATH = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}

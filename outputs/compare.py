@@ -2,14 +2,21 @@
 
 import hashlib
 import json
+import math
 import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from outputs import plots
+from outputs import plots, predictions
+from system.console import plural
+from training import scores
 from training import settings as rules
+
+# The risk of a verdict that chance alone explains.
+RISK = 0.05
+OTHER_DATA = "unknown: different validation data"
 
 
 class Run(NamedTuple):
@@ -59,8 +66,8 @@ def _groups(runs: Sequence[Run]) -> list[list[Run]]:
         groups.setdefault(f"{_key(run)} {bool(run.record['result'])}", []).append(run)
 
     def sort_key(group: list[Run]) -> tuple[bool, float]:
-        scores = [score for run in group if (score := run.score("accuracy")) is not None]
-        return not group[0].record["result"], -statistics.mean(scores or [0])
+        accuracies = [score for run in group if (score := run.score("accuracy")) is not None]
+        return not group[0].record["result"], -statistics.mean(accuracies or [0])
 
     return sorted(groups.values(), key=sort_key)
 
@@ -98,14 +105,74 @@ def _spread(group: Sequence[Run], values: Sequence[float | None], digits: int) -
     return mean if len(seeds) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
+def _verdicts(groups: Sequence[list[Run]]) -> list[str]:
+    """For each group: is the best group better, or can chance explain the difference?"""
+    complete = [group for group in groups if group[0].record["result"]]
+    verdicts = ["not complete"] * len(groups)
+    # At most 5 % of tables of equal groups have a wrong verdict in any line (Bonferroni).
+    level = 1 - RISK / max(1, len(complete) - 1)
+    # Complete groups come first.
+    for number, group in enumerate(complete):
+        verdicts[number] = _verdict_on_group(complete[0], group, level) if number else "best"
+    if len(complete) == 1 and len(complete[0]) > 1:
+        best, *_, worst = sorted(complete[0], key=lambda run: -run.record["result"]["accuracy"])
+        level = 1 - RISK / math.comb(len(complete[0]), 2)
+        verdicts[0] = f"worst run: {_verdict_on_run(best, worst, level)}"
+    return verdicts
+
+
+def _verdict_on_group(best: Sequence[Run], other: Sequence[Run], level: float) -> str:
+    if len(best) == len(other) == 1:
+        return _verdict_on_run(best[0], other[0], level)
+    by_seed = [{run.record["settings"]["seed"]: run for run in group} for group in (best, other)]
+    seeds = by_seed[0].keys() & by_seed[1].keys()
+    pairs = [(by_seed[0][seed], by_seed[1][seed]) for seed in sorted(seeds)]
+    is_paired = len(pairs) > 1 and all(_validation(a) == _validation(b) for a, b in pairs)
+    if not is_paired and len({_validation(run) for run in (*best, *other)}) > 1:
+        return OTHER_DATA
+    if min(len(best), len(other)) == 1:
+        return "unknown: each line needs several seeds"
+    columns = zip(*pairs, strict=True) if is_paired else (best, other)
+    accuracies = [[run.record["result"]["accuracy"] for run in column] for column in columns]
+    difference, low, high = scores.mean_difference(*accuracies, is_paired, level)
+    word = "not distinguishable" if low <= 0 <= high else "worse" if low > 0 else "better"
+    points = f"{100 * difference:.1f} points ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{word} on {_sentences(best[0])}: {points}"
+
+
+def _verdict_on_run(best: Run, other: Run, level: float) -> str:
+    if _validation(best) != _validation(other):
+        return OTHER_DATA
+    correct = [predictions.read_correct(run.folder) for run in (best, other)]
+    for run, flags in zip((best, other), correct, strict=True):
+        if flags is None or len(flags) != run.record["sentences"]["validation"]:
+            return f"unknown: `python report.py {run.folder}` writes {predictions.PREDICTIONS}"
+    risk = scores.mcnemar(*correct)
+    if risk >= 1 - level:
+        return f"not distinguishable on {_sentences(best)} (p {risk:.2g})"
+    points = 100 * (best.record["result"]["accuracy"] - other.record["result"]["accuracy"])
+    return f"worse on {_sentences(best)}: {points:.1f} points (p {risk:.2g})"
+
+
+def _validation(run: Run) -> str:
+    """The hash of the validation data."""
+    return run.record["fingerprints"]["data"]["validation"]
+
+
+def _sentences(run: Run) -> str:
+    number = run.record["sentences"]["validation"]
+    return f"{number:,} {plural('sentence', number)}"
+
+
 def table(runs: Sequence[Run]) -> str:
-    """A line for each group of runs, best first: differing settings, seeds, scores, minutes."""
+    """A line for each group of runs, best first: settings, seeds, scores, minutes, verdict."""
     names, differing = _names(runs), _differing(runs)
-    scores = ["accuracy"]
+    columns = ["accuracy"]
     if any(run.score("macro_f1") is not None for run in runs):
-        scores.append("macro_f1")
-    rows = [["run", *differing, "seeds", *scores, "minutes", ""]]
-    for group in _groups(runs):
+        columns.append("macro_f1")
+    rows = [["run", *differing, "seeds", *columns, "minutes", "against the best"]]
+    groups = _groups(runs)
+    for group, verdict in zip(groups, _verdicts(groups), strict=True):
         first = runs.index(group[0])
         seconds = [(run.record["result"] or {}).get("seconds") for run in group]
         rows.append(
@@ -113,9 +180,9 @@ def table(runs: Sequence[Run]) -> str:
                 ", ".join(names[run.folder] for run in group),
                 *(values[first] for values in differing.values()),
                 " ".join(str(run.record["settings"]["seed"]) for run in group),
-                *(_spread(group, [run.score(name) for run in group], 4) for name in scores),
+                *(_spread(group, [run.score(name) for run in group], 4) for name in columns),
                 _spread(group, [value and value / 60 for value in seconds], 1),
-                "" if group[0].record["result"] else "not complete",
+                verdict,
             ]
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -61,13 +61,10 @@ def _write(path: Path, header: list[str], lines: Iterable[list]) -> None:
 
 
 def read_correct(folder: Path) -> np.ndarray | None:
-    """For each validation sentence of a run, True if it is correct; None without the file.
-
-    Raises KeyError, ValueError or csv.Error if the file is damaged.
-    """
+    """For each validation sentence of a run, True if it is correct; None without a valid file."""
     try:
         with (folder / PREDICTIONS).open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file, strict=True)
             return np.array([row["label"] == row[PREDICTION] for row in rows], bool)
-    except FileNotFoundError:
+    except (OSError, ValueError, KeyError, csv.Error):
         return None

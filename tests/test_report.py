@@ -161,10 +161,11 @@ def test_a_damaged_run_is_left_out_of_a_comparison(trained, tmp_path, capsys):
 
 @pytest.fixture
 def two_runs(trained, tmp_path) -> list[str]:
-    """The folders of two runs that differ in the seed, without models."""
+    """The folders of two runs that differ in the seed alone, without models."""
     for seed, name in enumerate(("one", "two")):
         (tmp_path / name).mkdir()
-        shutil.copy(trained.folder / "metrics.jsonl", tmp_path / name)
+        for file in ("metrics.jsonl", "predictions.csv"):
+            shutil.copy(trained.folder / file, tmp_path / name)
         record = json.loads((trained.folder / "run.json").read_text())
         record["settings"]["seed"] = seed
         (tmp_path / name / "run.json").write_text(json.dumps(record))
@@ -175,8 +176,10 @@ def test_report_py_on_several_runs_prints_a_table_and_draws_one_picture(two_runs
     (tmp_path / "notes.txt").write_text("mine")
     report.main(list(map(str, sorted(tmp_path.iterdir()))))
     out, err = capsys.readouterr()
-    assert out.splitlines()[0].split() == ["run", "seeds", "accuracy", "macro_f1", "minutes"]
-    assert out.splitlines()[1].startswith("one, two") and len(out.splitlines()) == 2
+    header, line = out.splitlines()
+    assert header.split()[:5] == ["run", "seeds", "accuracy", "macro_f1", "minutes"]
+    assert line.startswith("one, two")
+    assert line.endswith("worst run: not distinguishable on 43 sentences (p 1)")
     assert "notes.txt: not a run; left out" in err
     assert png_size(tmp_path / "comparison.png")[0] >= 1000
     report.main([two_runs[0], two_runs[1], str(tmp_path / "comparison.png")])

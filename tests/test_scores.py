@@ -1,6 +1,7 @@
 """Accuracy and macro-F1 equal those of scikit-learn, in every place that shows scores."""
 
 import json
+import math
 from pathlib import Path
 
 import hypothesis
@@ -71,6 +72,16 @@ def test_the_line_of_793_right_of_872_shows_wilsons_interval_of_1_9_points():
     assert line.startswith("accuracy 0.9094 ± 1.9 points (0.8885 to 0.9267")
     # The normal approximation gives 1 to 1.
     assert scores.interval(1.0, 10)[0] < 0.75
+
+
+def test_mcnemars_p_is_that_of_a_fair_coin_on_the_sentences_that_divide_the_models():
+    first = np.array([True] * 5 + [False] * 20)
+    second = np.array([False] * 5 + [True] * 15 + [False] * 5)
+    # Twice the chance of at most 5 heads in 20 throws of a coin.
+    expected = 2 * sum(math.comb(20, heads) for heads in range(6)) / 2**20
+    assert scores.mcnemar(first, second) == scores.mcnemar(second, first)
+    assert scores.mcnemar(first, second) == pytest.approx(expected)
+    assert scores.mcnemar(first, first) == 1
 
 
 def test_the_calibration_error_is_the_mean_gap_between_probability_and_accuracy():

@@ -3,6 +3,7 @@
 Slow libraries are imported inside functions, only when a function needs them.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -91,6 +92,39 @@ def interval(accuracy: float, sentences: int) -> tuple[float, float]:
     test = binomtest(round(accuracy * sentences), sentences)
     ends = test.proportion_ci(method="wilson")
     return float(ends.low), float(ends.high)
+
+
+def mcnemar(correct: np.ndarray, other: np.ndarray) -> float:
+    """The p-value of the exact test by McNemar (1947): do two models differ in accuracy?
+
+    `correct` and `other` are True for each sentence that the first or the second model gets right.
+    """
+    from scipy.stats import binomtest
+
+    # Sentences that both models get right, or both get wrong, say nothing about the difference.
+    first_alone = int((correct & ~other).sum())
+    either_alone = int((correct ^ other).sum())
+    return float(binomtest(first_alone, either_alone).pvalue) if either_alone else 1.0
+
+
+def mean_difference(
+    scores: Sequence[float], others: Sequence[float], is_paired: bool, level: float
+) -> tuple[float, float, float]:
+    """The difference of two means, and the ends of its confidence interval at `level`.
+
+    Each sequence has a score for each seed. `is_paired`: the seeds are the same, in the same order.
+    Otherwise the interval is Welch's (1947).
+    """
+    from scipy.stats import ttest_ind, ttest_rel
+
+    with warnings.catch_warnings():
+        # Equal differences have an interval without width, and a warning.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        test = (
+            ttest_rel(scores, others) if is_paired else ttest_ind(scores, others, equal_var=False)
+        )
+        ends = test.confidence_interval(level)
+    return float(np.mean(scores) - np.mean(others)), float(ends.low), float(ends.high)
 
 
 def calibration(answers: Answers) -> tuple[float, list[dict]]:

@@ -103,13 +103,21 @@ def _load_config(
         if numbers != list(range(len(numbers))):
             raise _error(name, f"id2label in config.json must count from 0 (found {numbers!s:.50})")
         labels = [str(config.id2label[number]) for number in numbers]
-    same_labels = config.id2label == dict(enumerate(labels))
+    same_labels = _has_labels(config, labels)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: number for number, label in enumerate(labels)}
     config.problem_type = "single_label_classification"
     # config.json can ask for outputs that cannot be used, computed or saved here.
     config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
     return config, same_labels
+
+
+def _has_labels(config: transformers.PreTrainedConfig, labels: Sequence[str]) -> bool:
+    """True if the checkpoint's head has these labels in this order."""
+    # transformers names the labels of a head LABEL_0, LABEL_1, … if its author did not.
+    unnamed = {number: f"LABEL_{number}" for number in range(len(labels))}
+    are_ids = list(labels) == [str(number) for number in unnamed]
+    return config.id2label == dict(enumerate(labels)) or (are_ids and config.id2label == unnamed)
 
 
 def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:

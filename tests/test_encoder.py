@@ -166,6 +166,19 @@ def test_a_head_is_kept_only_if_its_labels_have_the_same_order(tmp_path, tiny):
     assert kept.classifier.bias.tolist() == [5, -5]
 
 
+def test_a_head_without_label_names_is_kept_for_ids_and_not_for_names(tmp_path, tiny):
+    unnamed = transformers.AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=3)
+    unnamed.classifier.bias.data.copy_(torch.tensor([5.0, 0.0, -5.0]))
+    unnamed.save_pretrained(tmp_path / "unnamed")
+    copy_tokenizer(tmp_path / "unnamed")
+    kept, *_, has_new_head = encoder.load(str(tmp_path / "unnamed"), ["0", "1", "2"], None)
+    assert not has_new_head and kept.classifier.bias.tolist() == [5, 0, -5]
+    assert kept.config.id2label == {0: "0", 1: "1", 2: "2"}
+    for labels in (["bad", "fair", "good"], ["1", "2", "3"], ["0", "1"], ["0", "1", "2", "3"]):
+        model, *_, has_new_head = encoder.load(str(tmp_path / "unnamed"), labels, None)
+        assert has_new_head and model.classifier.bias.tolist() == [0] * len(labels)
+
+
 def test_a_config_that_requests_extra_outputs_trains(in_process, tmp_path):
     outputs = {"return_dict": False, "output_attentions": True, "output_hidden_states": True}
     edit_config(save_tiny(tmp_path / "model"), **outputs)

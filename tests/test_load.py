@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shlex
+import shutil
 
 import pytest
 from harness.checks import check_done, check_refused
@@ -164,3 +166,55 @@ def test_the_commonest_and_the_rarest_of_many_classes_are_shown(tmp_path, tiny, 
     load.load(settings_of("--model", tiny, "--data", tmp_path / "a.csv", "--device", "cpu"))
     line = "12 classes: c12 15.4 %, c11 14.1 %, c10 12.8 %, …, c3 3.85 %, c2 2.56 %, c1 1.28 %"
     assert line in capsys.readouterr().err.splitlines()
+
+
+# ---- A run that starts from the model of another run ----
+
+
+def test_a_run_starts_from_the_model_of_the_run_that_it_names(in_process, trained, tmp_path):
+    flags = ["--data", trained.folder.parent, "--learning-rate", "1e-12", "--epochs", "1"]
+    run = in_process("--model", trained.folder, *flags, "--output-dir", "run", "--resume")
+    check_done(run, tmp_path / "run")
+    assert f"epoch 0: {{'accuracy': {trained.metrics['accuracy']}}}" in run.out
+    assert "the classification head is that of the checkpoint" in run.err
+    # The same command again, and after a change of the first run's model.
+    assert in_process(
+        "--model", trained.folder, *flags, "--output-dir", "run", "--resume"
+    ).err.startswith("this run is complete")
+    shutil.copytree(trained.folder, tmp_path / "first")
+    config = tmp_path / "first" / "model" / "config.json"
+    config.write_text(config.read_text().replace('"dropout": 0.1', '"dropout": 0.3'))
+    changed = in_process("--model", "first", *flags, "--output-dir", "run", "--resume")
+    assert changed.code == 2 and "--model first: " in changed.errors[0], changed.err
+
+
+def test_a_run_without_a_kept_model_is_refused_as_a_model(in_process, trained, tmp_path):
+    shutil.copytree(trained.folder, tmp_path / "first", ignore=lambda *_: ["model"])
+    run = in_process("--model", "first", "--data", "builtin", "--output-dir", "run")
+    message = "--model first: model/ is missing; complete an epoch of this run first"
+    check_refused(run, tmp_path / "run", message)
+    assert len(run.errors) == 1
+
+
+def test_the_answer_to_more_epochs_for_a_complete_run_is_a_command_that_trains_them(
+    in_process, tmp_path, tiny
+):
+    (tmp_path / "my data.csv").write_text(CSV)
+    flags = ["--model", tiny, "--data", "my data.csv", "--text-column", "sentence", "--no-compile"]
+    flags += ["--output-dir", "first", "--resume", "--learning-rate", "0.01"]
+    check_done(in_process(*flags, "--epochs", "2"), tmp_path / "first")
+    (tmp_path / "first-2").mkdir()
+    run = in_process(*flags, "--epochs", "5")
+    check_refused(run, tmp_path / "run", "--epochs 5: the run in", "was started with 2; to train")
+    command = shlex.split(run.errors[0].split("`")[1])
+    assert command == [
+        *("python", "finetune.py", "--model", "first", "--data", "my data.csv"),
+        *("--text-column", "sentence", "--epochs", "3", "--learning-rate", "0.01"),
+        *("--no-compile", "--output-dir", "first-3"),
+    ]
+    longer = in_process(*command[2:])
+    check_done(longer, tmp_path / "first-3")
+    assert "the classification head is that of the checkpoint" in longer.err
+    # Fewer epochs, or another change, keep the plain answer.
+    fewer = in_process(*flags, "--epochs", "1")
+    assert "was started with 2; use that value" in fewer.errors[0]

@@ -74,6 +74,20 @@ def test_the_line_of_793_right_of_872_shows_wilsons_interval_of_1_9_points():
     assert scores.interval(1.0, 10)[0] < 0.75
 
 
+@pytest.mark.parametrize(("labels", "note"), [("aaab", True), ("aaaa", False)])
+def test_a_note_names_a_class_that_the_kept_model_never_predicts(
+    tiny, tmp_path, labels, note, capsys
+):
+    for name, classes in (("train", "a" * 31 + "b"), ("dev", labels)):
+        rows = [f"text {number},{label}\n" for number, label in enumerate(classes)]
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "".join(rows))
+    names = {"model": tiny, "data": tmp_path, "output_dir": tmp_path / "run"}
+    run = finetune(**names, epochs=1, learning_rate=1e-2, batch_size=4)
+    assert run.metrics["accuracy"] == labels.count("a") / 4
+    line = "NOTE: the model never predicts 'b' (1 of 4 validation sentences); change --learning"
+    assert (line in capsys.readouterr().err) == note
+
+
 def test_mcnemars_p_is_that_of_a_fair_coin_on_the_sentences_that_divide_the_models():
     first = np.array([True] * 5 + [False] * 20)
     second = np.array([False] * 5 + [True] * 15 + [False] * 5)

@@ -4,10 +4,11 @@ import ast
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from harness.checks import check_refused
-from harness.helpers import ROOT, drop_file_capabilities
+from harness.helpers import CSV, ROOT, drop_file_capabilities
 
 import finetune as script
 from system.console import InputError
@@ -55,6 +56,19 @@ FLAGS = {
         ],
     ),
 }
+
+
+def test_a_tilde_is_the_home_folder_in_paths_from_python_and_in_flags(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.csv").write_text(CSV)
+    keywords = {"data": "~/a.csv", "output_dir": Path("~/run"), "model": "builtin"}
+    by_keyword = read_settings(rules.from_keywords, vars(script), keywords)
+    # A shell does not replace the ~ of --data=~/a.csv.
+    flags = ["--data=~/a.csv", "--output-dir=~/run", "--model=builtin"]
+    for chosen in (by_keyword, read_settings(rules.from_flags, vars(script), flags)):
+        assert (chosen.data, chosen.output_dir) == (f"{tmp_path}/a.csv", f"{tmp_path}/run")
+    with pytest.raises(InputError, match=r"~nobody-there/a\.csv: no such file"):
+        read_settings(rules.from_keywords, vars(script), {"data": "~nobody-there/a.csv"})
 
 
 @pytest.mark.parametrize("flags, messages", FLAGS.values(), ids=FLAGS)

@@ -50,8 +50,8 @@ def load(requested: Settings) -> Loaded:
                 torch.manual_seed(settings.seed)
                 loaded = encoder.load(settings.model, labels, settings.max_length)
         raise_any(problems)
-    if loaded.has_new_head:
-        say("the classification head is new: it starts from random weights")
+    source = "is new: it starts from random weights"
+    say(f"the classification head {source if loaded.has_new_head else 'is that of the checkpoint'}")
     resolved = dataclasses.replace(
         settings,
         text_column=text.text_columns,

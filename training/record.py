@@ -14,7 +14,7 @@ from system.console import InputError, Problem, one_line, plural, say
 from training import settings as rules
 from training.settings import AUTOMATIC, Settings, Values
 
-NAME, METRICS = "run.json", "metrics.jsonl"
+NAME, METRICS = encoder_files.RUN_RECORD, "metrics.jsonl"
 KINDS = {"settings": dict, "asked": dict, "replaced": dict, "fingerprints": dict}
 KINDS |= {"versions": dict, "resumed": list, "result": dict | None}
 # Classes whose shares are printed.
@@ -167,9 +167,8 @@ def same_inputs(values: Values, record: dict) -> dict[str, bool]:
     fingerprints, same = record["fingerprints"], {}
     if "data" in values and (digests := tables.digests(values["data"])):
         same["data"] = digests == fingerprints.get("files")
-    if values.get("model", "builtin") != "builtin" and Path(values["model"]).is_dir():
-        digest = encoder_files.fingerprint(Path(values["model"]))
-        same["model"] = digest == fingerprints.get("model")
+    if checkpoint := encoder_files.local_folder(values.get("model", "builtin")):
+        same["model"] = encoder_files.fingerprint(checkpoint) == fingerprints.get("model")
     return same
 
 

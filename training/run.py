@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -234,6 +235,14 @@ class Run:
         result |= scores.summary(result["accuracy"], answers)
         result["seconds"] = round(self.state.seconds, 1)
         self.record = self.record | {"result": result}
+        if absent := scores.never_predicted(answers):
+            names = ", ".join(repr(self.record["labels"][number]) for number in absent[:5])
+            more = ", …" if len(absent) > 5 else ""
+            count, total = np.isin(answers.labels, absent).sum(), len(answers.labels)
+            say(
+                f"NOTE: the model never predicts {names}{more} ({count:,} of {total:,} validation "
+                "sentences); change --learning-rate or --epochs, or use --class-weights balanced"
+            )
 
     def finish(self) -> None:
         """Write the result, remove the checkpoint, and print the result."""

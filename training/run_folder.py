@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import itertools
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,16 +12,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import filelock
 
-from inputs import hub
+from inputs import encoder_files, hub
 from system import collectives, disk
 from system.console import InputError, Problem, raise_any, say
 from training import record as records
+from training import settings as rules
 from training.settings import Settings, Values
 
 if TYPE_CHECKING:
     from training.checkpoint import State
 
-CHECKPOINT, MODEL, LOCK = "checkpoint.pt", "model", "run.lock"
+CHECKPOINT, MODEL, LOCK = "checkpoint.pt", encoder_files.RUN_MODEL, "run.lock"
 OTHER_FOLDER = "choose a different folder"
 
 
@@ -53,7 +56,11 @@ def take_up(values: Values, explicit: set[str]) -> tuple[Values, set[str]]:
     if not record:
         return values, explicit
     values = records.adopt(values, explicit, record)
-    raise_any(records.changed_settings(values, record, folder, early=True))
+    problems = records.changed_settings(values, record, folder, early=True)
+    if record["result"] and values.get("epochs", 0) > record["settings"]["epochs"]:
+        remedy = f"to train its model longer, use `{_longer(values, explicit, record)}`"
+        problems = [p._replace(remedy=remedy) if p.flag == "--epochs" else p for p in problems]
+    raise_any(problems)
     if record["result"]:
         same = records.same_inputs(values, record)
         raise_any(records.changed_inputs(values, same, folder))
@@ -63,6 +70,17 @@ def take_up(values: Values, explicit: set[str]) -> tuple[Values, set[str]]:
             pass
     # A name counts as explicit, because no new stand-in may replace it.
     return values, explicit | hub.DEFAULTS.keys()
+
+
+def _longer(values: Values, explicit: set[str], record: dict) -> str:
+    """The command that starts from the model of a complete run and trains the missing epochs."""
+    first = values["output_dir"]
+    number = next(n for n in itertools.count(2) if not os.path.lexists(f"{first}-{n}"))
+    missing = values["epochs"] - record["settings"]["epochs"]
+    changed = {"model": first, "epochs": missing, "output_dir": f"{first}-{number}"}
+    names = explicit - {"resume"} | changed.keys()
+    chosen = {name: (values | changed)[name] for name in rules.ROWS if name in names}
+    return shlex.join(["python", "finetune.py", *rules.as_flags(chosen)])
 
 
 def _error(folder: Path, problem_text: str, remedy: str = "") -> InputError:

@@ -94,6 +94,11 @@ def interval(accuracy: float, sentences: int) -> tuple[float, float]:
     return float(ends.low), float(ends.high)
 
 
+def never_predicted(answers: Answers) -> list[int]:
+    """The ids of the classes that have sentences and no prediction."""
+    return np.setdiff1d(answers.labels, answers.predictions).tolist()
+
+
 def mcnemar(correct: np.ndarray, other: np.ndarray) -> float:
     """The p-value of the exact test by McNemar (1947): do two models differ in accuracy?
 

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import os
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +19,8 @@ MAX_INTEGER = 2**31 - 1
 # The effect of a setting on the trained model. ROUNDING includes the random numbers of dropout.
 RESULT, ROUNDING, NOTHING = "the result", "rounding", "nothing"
 AUTOMATIC = (None, "auto")
+# In these settings, as in a shell, ~ is the home folder.
+PATHS = ("model", "data", "output_dir")
 
 
 def _row(
@@ -112,6 +115,17 @@ def flag(name: str) -> str:
     return "--" + name.lower().replace("_", "-")
 
 
+def as_flags(values: Values) -> list[str]:
+    """The flags that set these values; a setting that is None needs none."""
+    flags = []
+    for name, value in values.items():
+        if isinstance(value, bool):
+            flags.append(flag(name) if value else flag(f"no_{name}"))
+        elif value is not None:
+            flags += [flag(name), *map(str, value if isinstance(value, list) else [value])]
+    return flags
+
+
 def _kind(name: str) -> tuple[type, bool]:
     """The type of a setting, and True if it may be None."""
     types = typing.get_args(ROWS[name].type) or (ROWS[name].type,)
@@ -181,6 +195,9 @@ def _checked(
         value = explicit_values[name] if is_explicit else constants[name.upper()]
         try:
             value = convert(value, name) if is_explicit else _from_constant(value, name)
+            if name in PATHS and value:
+                # Path.expanduser fails if the user is unknown.
+                value = os.path.expanduser(value)  # noqa: PTH111
             if value is not None and not rule["allowed"](value):
                 raise ValueError(f"found {value!r:.99}")
             rule["check"](value)

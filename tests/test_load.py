@@ -202,7 +202,7 @@ def test_the_answer_to_more_epochs_for_a_complete_run_is_a_command_that_trains_t
     (tmp_path / "my data.csv").write_text(CSV)
     flags = ["--model", tiny, "--data", "my data.csv", "--text-column", "sentence", "--no-compile"]
     flags += ["--output-dir", "first", "--resume", "--learning-rate", "0.01"]
-    check_done(in_process(*flags, "--epochs", "2"), tmp_path / "first")
+    check_done(in_process(*flags, "--epochs", "2"), tmp_path / "first", 2)
     (tmp_path / "first-2").mkdir()
     run = in_process(*flags, "--epochs", "5")
     check_refused(run, tmp_path / "run", "--epochs 5: the run in", "was started with 2; to train")
@@ -213,7 +213,7 @@ def test_the_answer_to_more_epochs_for_a_complete_run_is_a_command_that_trains_t
         *("--no-compile", "--output-dir", "first-3"),
     ]
     longer = in_process(*command[2:])
-    check_done(longer, tmp_path / "first-3")
+    check_done(longer, tmp_path / "first-3", 3)
     assert "the classification head is that of the checkpoint" in longer.err
     # Fewer epochs, or another change, keep the plain answer.
     fewer = in_process(*flags, "--epochs", "1")

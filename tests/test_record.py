@@ -102,6 +102,24 @@ def test_a_resumed_run_keeps_its_precision_on_a_different_device(stopped, tmp_pa
         read_settings([*stopped, "--precision", "fp32"])
 
 
+def test_a_resumed_run_keeps_the_learning_rate_that_an_earlier_version_chose(
+    in_process, tmp_path, stopped, monkeypatch
+):
+    position = stopped.index("--learning-rate")
+    flags = stopped[:position] + stopped[position + 2 :]
+    requested = records.read(tmp_path / "run")["asked"]
+    change_record(tmp_path, asked=requested | {"learning_rate": None})
+    # monkeypatch restores the function that signal_at replaces.
+    monkeypatch.setattr(script, "training_step", script.training_step)
+    warm.signal_at("a step", 1, signal.SIGTERM)()
+    run = in_process(*flags)
+    # A new run of this model would take 3e-5.
+    assert run.code == 143 and "learning rate 0.001, " in run.err, run.err
+    assert records.read(tmp_path / "run")["resumed"][0]["changed_settings"] == {}
+    with pytest.raises(ValueError, match="--learning-rate 3e-05: the run in"):
+        read_settings([*flags, "--learning-rate", "3e-5"])
+
+
 def test_a_change_of_versions_threads_or_processor_gets_a_note(
     in_process, tmp_path, stopped, monkeypatch
 ):

@@ -131,11 +131,13 @@ def read_history(folder: Path) -> list[dict]:
 
 
 def adopt(values: Values, explicit: Iterable[str], record: dict) -> Values:
-    """The settings `values`, with the stand-ins and the precision of the run to resume."""
+    """The settings `values`, with stand-ins, precision and learning rate of the run to resume."""
     parts = hub.DEFAULTS.keys() & record["replaced"].keys() - set(explicit)
     adopted = {part: "builtin" for part in parts if values.get(part) == hub.DEFAULTS[part]}
-    if record["asked"].get("precision") in AUTOMATIC and values.get("precision") == "auto":
-        adopted["precision"] = record["settings"]["precision"]
+    # Another device, or a later version of this program, would choose different values.
+    for name in ("precision", "learning_rate"):
+        if values.get(name) in AUTOMATIC and record["asked"].get(name) in AUTOMATIC:
+            adopted[name] = record["settings"][name]
     return values | adopted
 
 

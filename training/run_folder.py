@@ -35,7 +35,7 @@ class Claimed(NamedTuple):
 
 
 def take_up(values: Values, explicit: set[str]) -> tuple[Values, set[str]]:
-    """The settings, with the stand-ins and the precision of the run to resume, if there is one.
+    """The settings, with the values that the run to resume chose at its start, if there is one.
 
     `explicit` has the names of the settings that flags or keywords set. InputError if the folder
     cannot be used or holds a different run.

@@ -37,7 +37,7 @@ MAX_LENGTH = None
 MAX_TRAIN_SAMPLES = None
 # The source of all random numbers. Compare several seeds before you trust a small difference.
 SEED = 42
-# The highest rate, reached after warm-up. None: 1e-4 for `builtin`, else 3e-5 (as for DistilBERT).
+# The highest rate, reached after warm-up. None: chosen for the encoder, 3e-5 for DistilBERT.
 LEARNING_RATE = None
 # The fraction of steps in which the learning rate rises from 0; then it falls linearly to 0.
 # AdamW's running averages are poor in the first steps. BERT and RoBERTa used 6 to 10 %.

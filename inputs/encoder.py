@@ -28,11 +28,6 @@ class Encoder(NamedTuple):
     has_new_head: bool  # random weights
 
 
-def learning_rate(name: str) -> float:
-    """Smaller models need more than BERT's 2e-5 to 5e-5 (Devlin et al. 2019, appendix A.3)."""
-    return 1e-4 if name == "builtin" else 3e-5
-
-
 def load(name: str, labels: Sequence[str] | None, max_length: int | None) -> Encoder:
     """An encoder in float32 with a classification head for `labels`, and its fast tokenizer.
 

@@ -195,8 +195,3 @@ def test_the_fixed_padding_to_128_of_the_builtin_tokenizer_is_switched_off(tmp_p
     assert set(tokens.lengths) == {5, 8}
     tokenizer.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "tokenizer.json").read_text())["padding"] is None
-
-
-def test_the_builtin_model_gets_a_higher_learning_rate_than_distilbert():
-    assert encoder.learning_rate("builtin") == 1e-4
-    assert encoder.learning_rate("distilbert/distilbert-base-uncased") == 3e-5

@@ -10,7 +10,7 @@ from harness.checks import check_done, check_refused
 from harness.helpers import CSV
 
 import finetune as script
-from inputs import encoder, hub
+from inputs import hub
 from system.console import InputError, Problem
 from training import load, program, settings
 
@@ -109,7 +109,6 @@ def test_the_record_names_the_replaced_model_and_data(small_builtin, capsys):
     loaded = load.load(requested)
     assert loaded.record["replaced"] == hub.DEFAULTS
     assert (loaded.settings.model, loaded.settings.data) == ("builtin", "builtin")
-    assert loaded.settings.learning_rate == encoder.learning_rate("builtin")
     assert loaded.record["asked"]["model"] == hub.DEFAULTS["model"]
     assert capsys.readouterr().err.count("is used instead of") == 1
 

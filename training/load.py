@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import data
-from inputs import encoder, encoder_files, hub
+from inputs import encoder, encoder_files, hub, learning_rates
 from system import collectives, rendezvous, speed
 from system.console import Problem, collect_problems, raise_any, say
 from training import record as records
@@ -57,7 +57,7 @@ def load(requested: Settings) -> Loaded:
         text_column=text.text_columns,
         label_column=text.label_column,
         max_length=loaded.max_length,
-        learning_rate=settings.learning_rate or encoder.learning_rate(settings.model),
+        learning_rate=settings.learning_rate or learning_rates.choose(loaded.model.config),
         device=device,
         precision=speed.choose_precision(settings.precision, device),
     )

@@ -7,7 +7,8 @@ import pytest
 import torch
 import transformers
 from harness.checks import check_done, check_refused, load_text
-from harness.helpers import copy_tokenizer, save_tiny
+from harness.helpers import block, copy_tokenizer, save_tiny
+from safetensors.torch import load_file, save_file
 
 import data
 from inputs import encoder
@@ -36,8 +37,6 @@ def config_without_layers(folder: Path) -> None:
 
 
 def non_finite_weights(folder: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     weights = load_file(save_tiny(folder) / "model.safetensors")
     weights["distilbert.transformer.layer.0.ffn.lin1.bias"][3] = float("nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -144,6 +143,22 @@ def test_an_fp16_checkpoint_loads_in_float32_with_the_label_names(tmp_path, tiny
     model, _, length, _ = encoder.load(str(tmp_path / "fp16"), ["bad", "good"], None)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert model.config.id2label == {0: "bad", 1: "good"} and length == 64
+
+
+def test_the_conversion_on_the_page_keeps_every_weight_of_a_pickle_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = save_tiny(tmp_path / "ettin-68m")
+    weights = load_file(folder / "model.safetensors")
+    # A pickle file can hold the same tensor under two names.
+    embeddings = weights["distilbert.embeddings.word_embeddings.weight"]
+    torch.save(weights | {"vocab_projector.weight": embeddings}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    _, code, _ = block("convert").split("'")
+    exec(code)
+    converted = load_file(folder / "model.safetensors")
+    assert converted.keys() == {*weights, "vocab_projector.weight"}
+    assert all(torch.equal(converted[key], value) for key, value in weights.items())
+    assert encoder.load("ettin-68m", ["bad", "good"], None).has_new_head
 
 
 def test_a_head_is_kept_only_if_its_labels_have_the_same_order(tmp_path, tiny):

@@ -1,5 +1,7 @@
 """The name of a model → a checked encoder with its tokenizer; saving both to a folder."""
 
+import inspect
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from system.console import InputError, Problem, is_out_of_memory, one_line
 from system.disk import replace_folder
 
 DEFAULT_MAX_LENGTH = 512
+INPUTS = ["input_ids", "attention_mask"]
 ENCODERS = "use an encoder such as BERT, DistilBERT or RoBERTa"
 
 
@@ -69,6 +72,9 @@ def load(name: str, labels: Sequence[str] | None, max_length: int | None) -> Enc
     max_length = _check_lengths(model, tokenizer, name, max_length)
     # transformers' pipeline then cuts at the same length.
     tokenizer.model_max_length = max_length
+    # Since transformers 5, DistilBERT has BERT's tokenizer, and ignores its `token_type_ids`.
+    if "token_type_ids" not in inspect.signature(model.forward).parameters:
+        tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = INPUTS
     return Encoder(model.eval(), tokenizer, max_length, new_head or not same_labels)
 
 
@@ -128,8 +134,9 @@ def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:
         raise _error(name, "the tokenizer's vocabulary is empty", "add the missing files")
     if tokenizer.pad_token_id is None:
         raise _error(name, "the tokenizer has no padding token", "use another model")
-    # save_pretrained would write this argument.
-    tokenizer.init_kwargs.pop("local_files_only", None)
+    # save_pretrained would write these arguments.
+    for argument in ("local_files_only", "max_length", "stride", "truncation_strategy"):
+        tokenizer.init_kwargs.pop(argument, None)
     forget_padding(tokenizer)
     return tokenizer
 
@@ -239,5 +246,24 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pat
             file.chmod((new_folder / "config.json").stat().st_mode)
         forget_padding(tokenizer)
         tokenizer.save_pretrained(new_folder)
+        _add_old_names(new_folder)
 
     replace_folder(folder, fill)
+
+
+def _add_old_names(folder: Path) -> None:
+    """Add the names that transformers 4 reads: without them it fails, or takes other values."""
+    config_file, tokenizer_file = folder / "config.json", folder / "tokenizer_config.json"
+    config, tokenizer = (json.loads(f.read_text("utf-8")) for f in (config_file, tokenizer_file))
+    # ModernBERT rotates positions by one base in global attention, by another in local attention.
+    bases = config.get("rope_parameters") or {}
+    for name, kind in (
+        ("global_rope_theta", "full_attention"),
+        ("local_rope_theta", "sliding_attention"),
+    ):
+        if kind in bases:
+            config[name] = bases[kind]["rope_theta"]
+    if tokenizer["tokenizer_class"] == "TokenizersBackend":
+        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+    for file, content in ((config_file, config), (tokenizer_file, tokenizer)):
+        file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

@@ -210,3 +210,40 @@ def test_the_fixed_padding_to_128_of_the_builtin_tokenizer_is_switched_off(tmp_p
     assert set(tokens.lengths) == {5, 8}
     tokenizer.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "tokenizer.json").read_text())["padding"] is None
+
+
+# ---- Saved models ----
+
+
+def test_a_saved_model_has_the_names_that_transformers_4_reads(tmp_path):
+    """Transformers 4.57 reads these; without them it fails, or rotates by its own defaults."""
+    ids = {"pad_token_id": 0, "cls_token_id": 101, "sep_token_id": 102}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    config = transformers.ModernBertConfig(num_hidden_layers=2, **sizes, **ids, vocab_size=30522)
+    config.rope_parameters["sliding_attention"]["rope_theta"] = 12345.0
+    transformers.ModernBertForMaskedLM(config).save_pretrained(tmp_path / "first")
+    copy_tokenizer(tmp_path / "first")
+    tokenizer_config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"}
+    (tmp_path / "first" / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+    loaded = encoder.load(str(tmp_path / "first"), ["bad", "good"], 48)
+    encoder.save(loaded.model, loaded.tokenizer, tmp_path / "second")
+    saved, tokenizer = (
+        json.loads((tmp_path / "second" / name).read_text())
+        for name in ("config.json", "tokenizer_config.json")
+    )
+    assert (saved["global_rope_theta"], saved["local_rope_theta"]) == (160_000, 12_345)
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert tokenizer["model_max_length"] == 48 and "max_length" not in tokenizer
+    again = encoder.load(str(tmp_path / "second"), None, None)
+    assert again.max_length == 48 and again.model.config.rope_parameters == config.rope_parameters
+    # This saved file is what a second save writes.
+    encoder.save(again.model, again.tokenizer, tmp_path / "third")
+    for file in (tmp_path / "second").iterdir():
+        assert (tmp_path / "third" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_the_tokenizer_of_a_model_without_segments_does_not_return_them(tmp_path, tiny):
+    loaded = encoder.load(str(tiny), ["bad", "good"], None)
+    encoder.save(loaded.model, loaded.tokenizer, tmp_path / "saved")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert set(tokenizer("a", "b")) == {"input_ids", "attention_mask"}

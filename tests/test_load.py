@@ -204,7 +204,7 @@ def test_the_answer_to_more_epochs_for_a_complete_run_is_a_command_that_trains_t
     check_done(in_process(*flags, "--epochs", "2"), tmp_path / "first", 2)
     (tmp_path / "first-2").mkdir()
     run = in_process(*flags, "--epochs", "5")
-    check_refused(run, tmp_path / "run", "--epochs 5: the run in", "was started with 2; to train")
+    check_refused(run, tmp_path / "first-3", "was started with 2; to train its model longer")
     command = shlex.split(run.errors[0].split("`")[1])
     assert command == [
         *("python", "finetune.py", "--model", "first", "--data", "my data.csv"),

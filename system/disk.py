@@ -50,7 +50,8 @@ def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
         try:
             fill(temporary)
             for path in temporary.iterdir():
-                with path.open("rb") as file:
+                # Windows flushes only files that are open for writing.
+                with path.open("r+b") as file:
                     os.fsync(file.fileno())
             flush_folder(temporary)
         except BaseException:
@@ -93,13 +94,16 @@ def write_lines(path: Path, records: list[dict]) -> None:
 
 def append_line(path: Path, record: dict) -> None:
     """Add a record to a file of JSON lines."""
-    with write_errors(path), path.open("a", encoding="ascii") as lines:
+    with write_errors(path), path.open("a", encoding="ascii", newline="\n") as lines:
         lines.write(json.dumps(record) + "\n")
 
 
 def flush_folder(folder: Path) -> None:
     """Flush the names in a folder to disk, so that a rename survives a crash."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    # Windows has no such flag, because it opens no folders. NTFS keeps a journal of its renames.
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,49 @@ def test_partial_files_of_any_process_are_removed_and_other_files_stay(tmp_path)
     disk.clear_leftovers(tmp_path / "m")
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["a", "a.csv", "ab.4711.partial", "m"]
+
+
+# ---- Windows ----
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the rules are imposed through Linux's /proc")
+def test_by_windows_rules_for_open_files_a_run_stops_resumes_and_ends(
+    in_process, monkeypatch, tmp_path, tiny, few_sentences
+):
+    from harness import warm, windows
+
+    flags = ["--model", tiny, "--data", few_sentences, "--epochs", "2", "--batch-size", "8"]
+    flags += ["--learning-rate", "1e-3", "--output-dir", "run", "--resume"]
+    monkeypatch.setattr(warm.finetune, "training_step", warm.finetune.training_step)
+    with windows.rules() as refused:
+        warm.signal_at("a step", 12, signal.SIGTERM)()
+        stopped = in_process(*flags)
+        before = names_in(tmp_path / "run")
+        run = in_process(*flags)
+    assert stopped.code == 143 and not stopped.errors, stopped.err
+    assert before == {"run.json", "metrics.jsonl", "checkpoint.pt", "model"}
+    assert run.code == 0 and "resumed from step 12" in run.err, run.err
+    assert "the report is not complete" not in run.err
+    reports = {"curves.png", "confusion.png", "calibration.png", "mistakes.csv"}
+    assert names_in(tmp_path / "run") == {"run.json", "metrics.jsonl", "model", *reports}
+    assert names_in(tmp_path / "run" / "model") >= {"model.safetensors", "README.md"}
+    # The lock is removed after its release, too.
+    assert set(refused) == {"unlink run/run.lock"}
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_folder_that_can_not_be_flushed_is_an_error_if_the_system_flushes_folders(
+    tmp_path, monkeypatch
+):
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(RunError, match=r"a could not be written \(Permission denied\)"):
+        disk.write_whole(tmp_path / "a", lambda file: file.write(b"new"))
 
 
 # ---- Errors of writing ----

@@ -217,7 +217,8 @@ def _lock(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # An error here must not hide the error that ends the run.
+        # An error here must not hide the error that ends the run. Windows removes no open file;
+        # there, release() removes the lock.
         with contextlib.suppress(OSError):
             (folder / LOCK).unlink()
         lock.release()

@@ -1,6 +1,5 @@
 """Labelled text in, batches of tensors out: load, tokenize once, batch by length."""
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -16,7 +15,7 @@ from inputs import batches, columns, encoder, files, forms, hub, labels, tables
 from inputs import splits as parts
 from inputs.rows import Table
 from system import collectives, ranks
-from system.console import InputError, Problem, collect_problems, progress, raise_any, say
+from system.console import InputError, Problem, collect_problems, progress, quoted, raise_any, say
 from system.randomness import generator
 
 datasets.disable_progress_bars()
@@ -96,7 +95,7 @@ def _read_splits(
     """The splits that have labels, train first; InputError has the problems of all splits."""
     read: dict[str, ReadSplit] = {}
     problems: list[Problem] = []
-    command = f"python finetune.py --data {shlex.quote(name)}"
+    command = f"python finetune.py --data {quoted(name)}"
     for split, source in (files.find_files(name) or _hub_splits(name)).items():
         if split != "train" and not (text_columns and label_column):
             # Every split is read by the columns of train.

@@ -22,7 +22,6 @@ import array
 import contextlib
 import itertools
 import os
-import shlex
 import signal
 import sys
 from collections import Counter
@@ -261,7 +260,7 @@ def main(argv: Sequence[str]) -> None:
         names = classifier.labels if classifier else []
         added = answers.added_columns(names, options.all) if writes_rows else ()
         chosen = texts.Request(options.text_column, options.label_column, options.encoding)
-        command = f"python predict.py {shlex.join([options.run, str(options.file)])}"
+        command = f"python predict.py {console.quoted(options.run, str(options.file))}"
         with collect_problems(problems):
             trained = _trained_columns(classifier)
             file = texts.look_through(options.file, chosen, trained, added, options.glue, command)
@@ -280,7 +279,7 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(Problem("standard input", "closed", "give texts or a file"))
     else:
         if sys.stdin.isatty():
-            say("reading one text a line; Ctrl-D ends the input")
+            say("reading one text a line; Ctrl-D (on Windows Ctrl-Z, Enter) ends the input")
         lines = texts.arrived_lines(sys.stdin.buffer)
         label_lines(classifier, lines, "standard input, line", form)
 

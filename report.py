@@ -10,7 +10,6 @@ if __name__ == "__main__":
     console.end_on_signals()
 
 import contextlib
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -50,7 +49,7 @@ def write(run: "Run", rows: "Dataset", answers: Answers) -> None:
         if disk.is_full(error):
             raise
         # A failed plot must not cost the trained model.
-        remedy = f"run `python report.py {shlex.quote(str(run.folder))}`"
+        remedy = f"run `python report.py {console.quoted(str(run.folder))}`"
         say(f"NOTE: the report is not complete ({console.one_line(error)[:200]}); {remedy}")
 
 
@@ -205,7 +204,12 @@ def main(argv: Sequence[str]) -> None:
     """Run the command line `argv`."""
     parser = console.Parser(prog="report.py", description=__doc__)
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folder of a run")
-    runs = find_runs(parser.parse_args(argv).runs)
+    paths: list[Path] = []
+    for path in parser.parse_args(argv).runs:
+        # The shells of Windows leave `runs/*` to the program.
+        matches = path.parent.glob(path.name) if "*" in path.name else []
+        paths += sorted(matches) or [path]
+    runs = find_runs(paths)
     if len(runs) > 1:
         compare_runs([compare.Run(path, r, records.read_history(path)) for path, r in runs.items()])
         return

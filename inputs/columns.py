@@ -1,7 +1,6 @@
 """Which columns of a table hold the text and the label: by name, else by what the columns hold."""
 
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from inputs.contents import (
 )
 from inputs.files import name_parts
 from inputs.rows import Table
-from system.console import InputError, Problem
+from system.console import InputError, Problem, quoted
 
 # The usual names of columns, the most specific first; a tuple of two is a pair of sentences.
 TEXT_COLUMNS = [
@@ -257,7 +256,7 @@ def _missing(
         # A name such as -x would be a flag.
         for item in ([f"{flag}={names[0]}"] if names[0].startswith("-") else [flag, *names])
     ]
-    example = f"as in `{command} {shlex.join(flags)}`"
+    example = f"as in `{command} {quoted(*flags)}`"
     problems = []
     for kind, chosen, candidates in (("text", text, texts), ("label", label, labels)):
         if chosen or (kind == "label" and not labelled):

@@ -192,8 +192,13 @@ def table(runs: Sequence[Run]) -> str:
 
 def _names(runs: Sequence[Run]) -> dict[Path, str]:
     """Each run's folder, relative to the folder that contains all runs."""
-    top = os.path.commonpath([run.folder.absolute().parent for run in runs])
-    return {run.folder: str(run.folder.absolute().relative_to(top)) for run in runs}
+    folders = {run.folder: run.folder.absolute() for run in runs}
+    try:
+        top = os.path.commonpath([folder.parent for folder in folders.values()])
+    except ValueError:
+        # Two drives of Windows are in no folder.
+        return {name: str(folder) for name, folder in folders.items()}
+    return {name: str(folder.relative_to(top)) for name, folder in folders.items()}
 
 
 def picture(path: Path, runs: Sequence[Run]) -> None:

@@ -4,7 +4,9 @@ import argparse
 import contextlib
 import os
 import re
+import shlex
 import signal
+import subprocess
 import sys
 import threading
 import weakref
@@ -122,6 +124,12 @@ def plural(noun: str, number: int) -> str:
 def one_line(error: BaseException) -> str:
     """The text of an error on one line, or the name of its type if the text is empty."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def quoted(*arguments: str) -> str:
+    """The arguments as this system's shell reads them, for a command that can be pasted."""
+    # Windows' cmd takes single quotes for a part of the argument.
+    return subprocess.list2cmdline(arguments) if os.name == "nt" else shlex.join(arguments)
 
 
 class LogProgress(tqdm):
@@ -251,7 +259,7 @@ def exit_codes(may_report: Callable[[], bool] = ranks.is_main) -> Iterator[None]
     for name in ("stdout", "stderr"):
         # The caller may have closed a stream (`>&-`).
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     try:
         yield
         return

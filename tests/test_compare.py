@@ -1,6 +1,7 @@
 """The table of runs shows differing settings, joins seeds, and lists the best run first."""
 
 import itertools
+import os
 import random
 import shutil
 from collections.abc import Sequence
@@ -23,6 +24,15 @@ def make_run(folder, accuracy: float | None, seconds: float = 60.0, **settings: 
     if accuracy:
         record["result"] = {"epoch": 0, "accuracy": accuracy, "seconds": seconds}
     return compare.Run(folder, record, make_history(60, 3))
+
+
+def test_runs_on_two_drives_of_windows_have_their_full_names(tmp_path, monkeypatch):
+    def refuse(paths: list) -> None:
+        raise ValueError("Paths don't have the same drive")
+
+    monkeypatch.setattr(os.path, "commonpath", refuse)
+    table = compare.table([make_run(tmp_path / "a", 0.9), make_run(tmp_path / "b", 0.8)])
+    assert f"{tmp_path / 'a'}, {tmp_path / 'b'}" in table
 
 
 def test_the_table_of_runs_shows_different_settings_joins_seeds_and_lists_the_best_first(tmp_path):

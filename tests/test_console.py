@@ -1,6 +1,7 @@
 """console.py prints problems and progress, chooses exit codes, and handles signals."""
 
 import itertools
+import os
 import signal
 import subprocess
 import sys
@@ -49,6 +50,13 @@ def test_an_input_error_has_one_line_for_each_problem():
     error = InputError(*problems)
     assert error.problems == problems
     assert str(error) == "a.csv: empty\n--epochs: found 0; use 1"
+
+
+def test_a_printed_command_can_be_pasted_into_the_shell_of_each_system(monkeypatch):
+    assert console.quoted("my run", "$x") == "'my run' '$x'"
+    with monkeypatch.context() as windows:
+        windows.setattr(os, "name", "nt")
+        assert console.quoted(r"C:\runs\a", "my run") == r'C:\runs\a "my run"'
 
 
 def test_problems_are_collected_and_other_errors_are_raised():

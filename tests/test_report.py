@@ -187,6 +187,13 @@ def test_report_py_on_several_runs_prints_a_table_and_draws_one_picture(two_runs
     assert "left out" not in capsys.readouterr().err
 
 
+def test_a_pattern_that_the_shell_leaves_as_it_is_names_its_runs(two_runs, tmp_path, capsys):
+    report.main([str(tmp_path / "*")])
+    assert capsys.readouterr().out.splitlines()[1].startswith("one, two")
+    with pytest.raises(InputError, match=r"other\*: run\.json is missing"):
+        report.main([str(tmp_path / "other*")])
+
+
 def test_folders_without_a_run_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"run\.json is missing; name the folder of a run$"):
         report.main([str(tmp_path / "nothing")])

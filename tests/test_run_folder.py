@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -85,6 +86,13 @@ def test_a_disk_without_locks_gets_a_note_and_is_used(tmp_path, monkeypatch, cap
 
 
 # ---- Refused folders ----
+
+
+def test_a_folder_on_a_drive_that_does_not_exist_is_refused(tmp_path, monkeypatch):
+    # Everywhere except on Windows, the topmost folder exists.
+    monkeypatch.setattr(os.path, "lexists", lambda path: False)
+    with pytest.raises(ValueError, match="is not a folder; choose a different folder"):
+        run_folder.take_up({"output_dir": str(tmp_path / "run")}, set())
 
 
 def test_resuming_needs_the_folder_of_a_run_or_an_empty_one(in_process, tmp_path):

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import math
-import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,7 +86,7 @@ class Run:
                 self.save()
                 # A barrier, because torchrun ends all processes when the first has ended.
                 collectives.all_gather(None)
-                flags = f"--output-dir {shlex.quote(str(self.folder))} --resume"
+                flags = f"--output-dir {console.quoted(str(self.folder))} --resume"
                 say(f"to continue from step {self.step}, repeat the command with {flags}")
                 raise
         self.state.seconds = time.monotonic() - self._started

@@ -94,7 +94,8 @@ def _find_run(folder: Path, is_named: bool, resume: bool) -> dict | None:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         # Raises an OSError if the name is too long.
         folder.lstat()
-    existing = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+    # On Windows a whole drive can be missing.
+    existing = next(filter(os.path.lexists, (folder, *folder.parents)), folder)
     if not existing.is_dir():
         raise _error(folder, f"{existing} is not a folder", OTHER_FOLDER)
     exists = is_named and existing == folder

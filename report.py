@@ -64,7 +64,10 @@ def write_files(
     matrix = scores.confusion(answers.labels, answers.predictions, len(names))
     correct, sentences = int(np.trace(matrix)), len(answers.labels)
     title = f"{correct:,} of {sentences:,} validation sentences correct"
-    plots.confusion(folder / CONFUSION, matrix, names, title)
+    if missing := plots.confusion(folder / CONFUSION, matrix, names, title):
+        characters = ", ".join(map(repr, sorted(missing)[:5]))
+        listed = ", ".join(f"{number} is {name!r}" for number, name in enumerate(names))
+        say(f"NOTE: no font for {characters}; {CONFUSION} shows numbers: {listed}")
     error, bins = scores.calibration(answers)
     plots.calibration(folder / CALIBRATION, bins, f"expected calibration error {error:.4f}")
     predictions.write_predictions(folder / PREDICTIONS, names, rows, answers)
@@ -79,11 +82,10 @@ def write_curves(path: Path, record: dict, history: Sequence[dict]) -> None:
     settings, result = record["settings"], record["result"]
     sentences = record["sentences"]["validation"]
     accuracies = [line["eval_accuracy"] for line in history if "eval_accuracy" in line]
-    names = (Path(settings[part]).name or settings[part] for part in ("model", "data"))
-    title = " on ".join(plots.short(name, 40) for name in names)
-    title += f"\n{scores.accuracy_line(result, sentences) if result else 'not complete'}"
+    names = [Path(settings[part]).name or settings[part] for part in ("model", "data")]
+    subtitle = scores.accuracy_line(result, sentences) if result else "not complete"
     intervals = [scores.interval(accuracy, sentences) for accuracy in accuracies]
-    plots.curves(path, history, title, result, intervals)
+    plots.curves(path, history, names, subtitle, result, intervals)
 
 
 # ---- From the folders of runs ----

@@ -7,13 +7,14 @@ markers or line styles.
 import contextlib
 import io
 import itertools
-import warnings
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from outputs import fonts
 from system import disk
 
 if TYPE_CHECKING:
@@ -43,19 +44,37 @@ def short(name: str, limit: int = MAX_NAME_LENGTH) -> str:
     """The name, shortened to fit into a plot."""
     # A file name can hold bytes that are not UTF-8; each becomes a question mark.
     name = " ".join(name.encode(errors="replace").decode().split())
-    return name if len(name) <= limit else name[: limit - 1] + "…"
+    # Chinese, Japanese and Korean letters are twice as wide as others.
+    widths = [2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in name]
+    fitting = sum(end < limit for end in itertools.accumulate(widths))
+    return name if sum(widths) <= limit else name[:fitting] + "…"
+
+
+def _legible(names: Sequence[str], limit: int) -> tuple[list[str], list[str]]:
+    """The names, short and with escapes for characters in no font; and the fonts they need."""
+    names = [short(name, limit) for name in names]
+    letters = fonts.find(names)
+    return [short(letters.escape(name), limit) for name in names], letters.families
 
 
 @contextlib.contextmanager
 def _figure(
-    path: Path, width: float, height: float, layout: str = "constrained"
+    path: Path,
+    width: float,
+    height: float,
+    families: Sequence[str] = (),
+    layout: str = "constrained",
 ) -> Iterator["Figure"]:
-    """A figure of width × height inches in this module's style, saved to `path` at the end."""
+    """A figure of width × height inches in this module's style, saved to `path` at the end.
+
+    A character that the usual font lacks is drawn in the first of the `families` that has it.
+    """
     # Imported here: matplotlib takes time and 25 MB, and a run draws only at its end.
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
+        matplotlib.rcParams["font.family"] = [*matplotlib.rcParams["font.family"], *families]
         figure = Figure(figsize=(width, height), layout=layout)
         yield figure
         _save(figure, path)
@@ -63,10 +82,7 @@ def _figure(
 
 def _save(figure: "Figure", path: Path) -> None:
     content = io.BytesIO()
-    with warnings.catch_warnings():
-        # The font lacks some characters.
-        warnings.simplefilter("ignore")
-        figure.savefig(content, format="png", metadata={"Software": None})
+    figure.savefig(content, format="png", metadata={"Software": None})
     disk.write_whole(path, lambda file: file.write(content.getvalue()))
 
 
@@ -81,18 +97,24 @@ def _columns(lines: Sequence[dict], *names: str) -> list[np.ndarray]:
 
 
 def curves(
-    path: Path, history: Sequence[dict], title: str, kept: dict | None, intervals: Sequence[tuple]
+    path: Path,
+    history: Sequence[dict],
+    names: Sequence[str],
+    subtitle: str,
+    kept: dict | None,
+    intervals: Sequence[tuple],
 ) -> None:
     """Plot the losses, validation scores and learning rate of a run over its steps.
 
-    `history` holds the lines of metrics.jsonl; `kept` is the result, None if the run is not
-    complete; `intervals` are the 95 % intervals of the accuracies.
+    `history` holds the lines of metrics.jsonl; `names` are those of model and data; `kept` is the
+    result, None if the run is not complete; `intervals` are the 95 % intervals of the accuracies.
     """
+    names, families = _legible(names, 40)
     logged = [line for line in history if "loss" in line]
     evaluated = [line for line in history if "eval_loss" in line]
-    with _figure(path, 8, 8.6) as figure:
+    with _figure(path, 8, 8.6, families) as figure:
         top, middle, bottom = figure.subplots(3, sharex=True, height_ratios=[3, 3, 1.6])
-        figure.suptitle(title, fontsize=12)
+        figure.suptitle(f"{' on '.join(names)}\n{subtitle}", fontsize=12)
         if logged:
             steps, losses, rates = _columns(logged, "step", "loss", "learning_rate")
             # Without a marker, a line of one value is invisible.
@@ -136,11 +158,22 @@ def _legend_above(axes: "Axes") -> None:
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, borderaxespad=0.2)
 
 
-def confusion(path: Path, matrix: np.ndarray, names: Sequence[str], title: str) -> None:
-    """Plot a confusion matrix; `matrix` has a row for each label, a column for each prediction."""
+def confusion(path: Path, matrix: np.ndarray, names: Sequence[str], title: str) -> set[str]:
+    """Plot a confusion matrix; `matrix` has a row for each label, a column for each prediction.
+
+    Returns the characters of `names` in no font. If there are any, the axes have class numbers, and
+    a legend has the names with escapes.
+    """
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     size = 4.2 + 0.55 * min(len(names), 16)
-    with _figure(path, size + 1.2, size, "compressed") as figure:
+    ticks = range(len(names)) if len(names) <= MAX_NAMED_CLASSES else []
+    tick_labels = [short(names[number]) for number in ticks]
+    letters, legend = fonts.find(tick_labels), []
+    if letters.missing:
+        legend = [f"{n}: {short(letters.escape(tick_labels[n]), 60)}" for n in ticks]
+        tick_labels = list(map(str, ticks))
+    height = size + 0.2 * len(legend)
+    with _figure(path, size + 1.2, height, letters.families, "compressed") as figure:
         axes = figure.subplots()
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         axes.grid(False)
@@ -149,14 +182,15 @@ def confusion(path: Path, matrix: np.ndarray, names: Sequence[str], title: str) 
                 text = f"{matrix[row, column]:,}\n{shares[row, column]:.1%}"
                 colour = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=10)
-        ticks = range(len(names)) if len(names) <= MAX_NAMED_CLASSES else []
-        tick_labels = [short(names[number]) for number in ticks]
         upright = len(names) > 3 or max(map(len, tick_labels), default=0) > 12
         axes.set_xticks(ticks, tick_labels, rotation=90 if upright else 0)
         axes.set_yticks(ticks, tick_labels)
         axes.set(xlabel="prediction", ylabel="label")
         axes.set_title(title, fontsize=12)
         figure.colorbar(image, ax=axes, label="share of the label's sentences", shrink=0.8)
+        if legend:
+            figure.supxlabel("\n".join(legend), fontsize=10, multialignment="left")
+    return letters.missing
 
 
 def calibration(path: Path, bins: Sequence[dict], title: str) -> None:
@@ -184,7 +218,9 @@ def calibration(path: Path, bins: Sequence[dict], title: str) -> None:
 
 def comparison(path: Path, runs: Sequence[tuple[str, Sequence[dict]]]) -> None:
     """Plot the learning curves of several runs, best first; `runs` are names and histories."""
-    with _figure(path, 9, 8 + 0.26 * min(len(runs), MAX_RUNS)) as figure:
+    runs = runs[:MAX_RUNS]
+    names, families = _legible([name for name, _ in runs], 90)
+    with _figure(path, 9, 8 + 0.26 * len(runs), families) as figure:
         top, bottom = figure.subplots(2, sharex=True)
         styles = zip(
             itertools.cycle([BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "black"]),
@@ -192,11 +228,11 @@ def comparison(path: Path, runs: Sequence[tuple[str, Sequence[dict]]]) -> None:
             itertools.cycle("os^Dv*XP"),
             strict=False,
         )
-        for (name, history), (colour, line_style, mark) in zip(
-            runs[:MAX_RUNS], styles, strict=False
+        for name, (_, history), (colour, line_style, mark) in zip(
+            names, runs, styles, strict=False
         ):
             # matplotlib hides a label that begins with an underscore, so a space comes first.
-            style = {"color": colour, "linestyle": line_style, "label": f" {short(name, 90)}"}
+            style = {"color": colour, "linestyle": line_style, "label": f" {name}"}
             steps, losses = _columns([line for line in history if "loss" in line], "step", "loss")
             top.plot(steps, smooth(losses) if len(losses) else losses, **style)
             evaluated = [line for line in history if "eval_loss" in line]

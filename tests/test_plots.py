@@ -63,8 +63,8 @@ def test_learning_curves_are_legible(figures, tmp_path, steps, epochs):
     count = sum("eval_loss" in line for line in lines)
     kept = {"epoch": count - 1, "accuracy": lines[-1]["eval_accuracy"]}
     line = scores.accuracy_line(kept | {"accuracy_interval": [0.8, 0.9]}, 872)
-    title = f"distilbert-base-uncased on {NAMES[0]}\n{line}"
-    plots.curves(tmp_path / "a.png", lines, title, kept, [(0.8, 0.99)] * count)
+    names = ["distilbert-base-uncased", NAMES[0]]
+    plots.curves(tmp_path / "a.png", lines, names, line, kept, [(0.8, 0.99)] * count)
     check_legible(figures[0])
 
 
@@ -73,6 +73,47 @@ def test_confusion_matrices_are_legible_with_any_names(figures, tmp_path, names)
     matrix = np.random.default_rng(0).integers(1_000_000, size=(len(names), len(names)))
     plots.confusion(tmp_path / "a.png", matrix, names, "793 of 872 sentences are right")
     check_legible(figures[0])
+
+
+@pytest.mark.parametrize("name", ["a" * 24, "好" * 12, "好" * 11 + "ab"])
+def test_a_name_has_room_for_24_letters_or_12_wide_ones(name):
+    assert plots.short(name) == name
+    assert plots.short(name + "a") == name[:-1] + "…"
+
+
+@pytest.fixture
+def without_fonts(monkeypatch) -> None:
+    """Take all fonts except for matplotlib's own away."""
+    monkeypatch.setattr("matplotlib.font_manager.get_font_names", list)
+
+
+def test_labels_in_no_font_become_numbers_with_their_escapes_below(
+    without_fonts, figures, tmp_path
+):
+    names = ["好评", "两 ok", "\x07", "good"]
+    missing = plots.confusion(tmp_path / "a.png", np.eye(4), names, "all right")
+    assert missing == {"好", "评", "两", "\x07"}
+    check_legible(figures[0])
+    (axes, _) = figures[0].axes
+    for axis in (axes.xaxis, axes.yaxis):
+        assert [label.get_text() for label in axis.get_ticklabels()] == ["0", "1", "2", "3"]
+    legend = figures[0].get_supxlabel()
+    assert legend == "0: \\u597d\\u8bc4\n1: \\u4e24 ok\n2: \\x07\n3: good"
+    many = [f"类别名称很长很长{number}" for number in range(40)]
+    plots.confusion(tmp_path / "a.png", np.eye(40), many, "all right")
+    check_legible(figures[1])
+
+
+def test_names_of_runs_and_data_have_escapes_for_letters_in_no_font(
+    without_fonts, figures, tmp_path
+):
+    names, lines = ["bert", "数据" * 30], make_history(60, 3)
+    plots.curves(tmp_path / "a.png", lines, names, "not complete", None, [(0.8, 0.99)] * 3)
+    assert figures[0].get_suptitle().startswith("bert on \\u6570\\u636e\\u6570")
+    check_legible(figures[0])
+    plots.comparison(tmp_path / "a.png", [("数据" * 30, lines), ("b", lines)])
+    assert figures[1].legends[0].get_texts()[0].get_text().startswith(" \\u6570\\u636e\\u6570")
+    check_legible(figures[1])
 
 
 def test_a_confusion_matrix_of_300_classes_is_drawn_without_class_names(tmp_path):

@@ -8,7 +8,7 @@ import sys
 
 import datasets
 import pytest
-from harness.helpers import ROOT, make_answers, png_size
+from harness.helpers import CSV, ROOT, make_answers, png_size
 
 import report
 from outputs import predictions
@@ -86,6 +86,17 @@ def test_an_incomplete_run_gets_its_curves_so_far(trained, tmp_path, capsys):
         assert "the run is not complete; its curves so far are in" in capsys.readouterr().err
         assert png_size(folder / "curves.png")[0] >= 1000
     assert not (folder / "confusion.png").exists()
+
+
+def test_labels_in_no_font_are_named_in_a_note(in_process, tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr("matplotlib.font_manager.get_font_names", list)
+    table = CSV.replace("positive", "好评").replace("negative", "差评")
+    (tmp_path / "a.csv").write_text(table, "utf-8")
+    run = in_process("--model", tiny, "--data", "a.csv", "--epochs", "1", "--output-dir", "run")
+    note = (
+        "NOTE: no font for '好', '差', '评'; confusion.png shows numbers: 0 is '好评', 1 is '差评'"
+    )
+    assert run.code == 0 and run.err.splitlines().count(note) == 1, run.err
 
 
 # ---- Damaged and changed runs ----

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from outputs import plots, predictions
-from system.console import plural
+from system.console import plural, quoted
 from training import scores
 from training import settings as rules
 
@@ -146,7 +146,8 @@ def _verdict_on_run(best: Run, other: Run, level: float) -> str:
     correct = [predictions.read_correct(run.folder) for run in (best, other)]
     for run, flags in zip((best, other), correct, strict=True):
         if flags is None or len(flags) != run.record["sentences"]["validation"]:
-            return f"unknown: `python report.py {run.folder}` writes {predictions.PREDICTIONS}"
+            command = f"python report.py {quoted(str(run.folder))}"
+            return f"unknown: `{command}` writes {predictions.PREDICTIONS}"
     risk = scores.mcnemar(*correct)
     if risk >= 1 - level:
         return f"not distinguishable on {_sentences(best)} (p {risk:.2g})"

@@ -40,7 +40,7 @@ A text classifier with {classes}: {base}, fine-tuned on {train:,} sentences of {
 ```python
 from transformers import pipeline
 
-classify = pipeline("text-classification", model="path/to/this/folder")
+classify = pipeline("text-classification", model="path/to/this/folder", truncation=True)
 print(classify("your own text"))
 ```
 """

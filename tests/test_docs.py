@@ -23,7 +23,16 @@ DOCS = ROOT / "docs"
 PROGRAM = re.compile(r"python (finetune|predict|report)\.py\b.*")
 # Blocks that no test can run: they install, need a network or a cluster, or take long. They are run
 # by hand.
-BY_HAND: set[str] = {"run", "devices", "faults", "nodes", "contribute", "onnx", "tensorboard"}
+BY_HAND: set[str] = {
+    "run",
+    "devices",
+    "faults",
+    "nodes",
+    "contribute",
+    "onnx",
+    "tensorboard",
+    "upload",
+}
 
 
 def code_of(language: str) -> list[tuple[str, str, str]]:
@@ -73,7 +82,9 @@ def test_each_command_of_the_pages_does_its_job(folder, in_process, predicted, c
     runs = sorted(str(path) for path in Path("runs").glob("*"))
     arguments = [path for word in arguments for path in (runs if word == "runs/*" else [word])]
     if script == "finetune.py":
-        shutil.rmtree("runs")
+        # This run starts from the model of another run.
+        if "--model runs/first" not in command:
+            shutil.rmtree("runs")
         run = in_process(*arguments)
         assert run.code == 0 and run.out.startswith("epoch 0: {'accuracy': "), run.err
         return
@@ -90,7 +101,9 @@ def test_each_command_of_the_pages_does_its_job(folder, in_process, predicted, c
         assert Path(arguments[arguments.index("--output") + 1]).stat().st_size > 9
     elif script == "predict.py":
         rows = 40 if "reviews.csv" in arguments else 2
-        assert re.fullmatch(rf"((negative|positive)\t[01]\.\d{{4}}\n){{{rows}}}", out)
+        header, values = ("label\tprobability.*\n", 3) if "--all" in arguments else ("", 1)
+        line = rf"(negative|positive)(\t[01]\.\d{{4}}){{{values}}}\n"
+        assert re.fullmatch(rf"{header}({line}){{{rows}}}", out)
     elif len(arguments) > 1:
         assert out.startswith("run") and Path("runs/comparison.png").exists()
     else:

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import itertools
 import os
-import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import filelock
 
 from inputs import encoder_files, hub
-from system import collectives, disk
+from system import collectives, console, disk
 from system.console import InputError, Problem, raise_any, say
 from training import record as records
 from training import settings as rules
@@ -80,7 +79,7 @@ def _longer(values: Values, explicit: set[str], record: dict) -> str:
     changed = {"model": first, "epochs": missing, "output_dir": f"{first}-{number}"}
     names = explicit - {"resume"} | changed.keys()
     chosen = {name: (values | changed)[name] for name in rules.ROWS if name in names}
-    return shlex.join(["python", "finetune.py", *rules.as_flags(chosen)])
+    return f"python finetune.py {console.quoted(*rules.as_flags(chosen))}"
 
 
 def _error(folder: Path, problem_text: str, remedy: str = "") -> InputError:

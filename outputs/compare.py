@@ -145,7 +145,9 @@ def _verdict_on_run(best: Run, other: Run, level: float) -> str:
         return OTHER_DATA
     correct = [predictions.read_correct(run.folder) for run in (best, other)]
     for run, flags in zip((best, other), correct, strict=True):
-        if flags is None or len(flags) != run.record["sentences"]["validation"]:
+        # The file of a different run has another accuracy.
+        total, accuracy = run.record["sentences"]["validation"], run.record["result"]["accuracy"]
+        if flags is None or (len(flags), sum(flags)) != (total, round(accuracy * total)):
             command = f"python report.py {quoted(str(run.folder))}"
             return f"unknown: `{command}` writes {predictions.PREDICTIONS}"
     risk = scores.mcnemar(*correct)

@@ -21,7 +21,7 @@ PREDICTIONS, MISTAKES = "predictions.csv", "mistakes.csv"
 def write_predictions(path: Path, names: Sequence[str], rows: "Dataset", answers: Answers) -> None:
     """Write the prediction and all probabilities of each sentence, in the order of the data."""
     header = ["line", "label", PREDICTION, *probability_columns(names)]
-    columns = rows["line"], answers.labels.tolist(), answers.predictions.tolist()
+    columns = rows["line"][:], answers.labels.tolist(), answers.predictions.tolist()
     lines = (
         [line, names[label], names[prediction], *(f"{value:.6f}" for value in probabilities)]
         for line, label, prediction, probabilities in zip(

@@ -200,6 +200,7 @@ def test_a_model_trained_on_pairs_reads_two_texts_separated_by_a_tab(tmp_path, t
 
 WRONG = [
     pytest.param(["no.csv"], {}, "no.csv: no such file", id="no such file"),
+    pytest.param(["no.txt"], {}, "no.txt: no such file", id="no such file of lines"),
     pytest.param(
         ["my texts.pdf"],
         {"my texts.pdf": "good\n"},

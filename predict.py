@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 # ---- Predictions ----
 
 
-class Form(NamedTuple):
-    """The form of the answers; an answer below the probability `at_least` is empty."""
+class OutputOptions(NamedTuple):
+    """The form of the output; an answer below the probability `at_least` is empty."""
 
     every_class: bool
     at_least: float
@@ -55,7 +55,7 @@ class Form(NamedTuple):
 
 
 def label_lines(
-    classifier: "Classifier", parts: Iterable[list[str]], unit: str, form: Form
+    classifier: "Classifier", parts: Iterable[list[str]], unit: str, form: OutputOptions
 ) -> None:
     """Print the answer to each line, part by part."""
     number, counts = 1, Counter()
@@ -78,7 +78,7 @@ def label_lines(
     answers.say_count(counts, form.at_least)
 
 
-def label_file(classifier: "Classifier", file: TextFile, form: Form) -> None:
+def label_file(classifier: "Classifier", file: TextFile, form: OutputOptions) -> None:
     """Print or write the answer to each row of a file, then print the scores."""
     names = classifier.labels
     compares_ids = _knows_order(classifier) or not labels.are_ids(file.labels, names)
@@ -208,12 +208,15 @@ def _is_file(word: str) -> bool:
 
 
 def _answer_problems(options: argparse.Namespace) -> Iterator[Problem]:
-    for flag in ("--all", "--at-least") if options.glue else ():
-        if getattr(options, flag.strip("-").replace("-", "_")) not in (False, "0"):
-            yield Problem("", "GLUE needs one answer to each row", "leave out one flag", flag)
-    if not _is_probability(options.at_least):
+    is_probability = _is_probability(options.at_least)
+    if not is_probability:
         message = f"must be a number from 0 to 1 (found {options.at_least!r})"
         yield Problem("", message, flag="--at-least")
+    is_partial = is_probability and float(options.at_least) > 0
+    for flag, is_set in (("--all", options.all), ("--at-least", is_partial)):
+        if options.glue and is_set:
+            message = "GLUE's file has one answer to each row"
+            yield Problem("", message, "leave out --glue or this flag", flag)
 
 
 def _is_probability(text: str) -> bool:
@@ -270,7 +273,7 @@ def main(argv: Sequence[str]) -> None:
         # `| head` ends this program silently, as it ends other tools.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")
-    form = Form(options.all, float(options.at_least), options.glue, options.output)
+    form = OutputOptions(options.all, float(options.at_least), options.glue, options.output)
     if file:
         label_file(classifier, file, form)
     elif options.texts:

@@ -1,6 +1,6 @@
 """Report on a run, or compare several runs.
 
-python report.py runs/first    plots, mistakes and model card of a run, as after training
+python report.py runs/first    plots, predictions and model card of a run, as after training
 python report.py runs/*        a table of the runs, best first, and their curves in one plot
 """
 
@@ -10,6 +10,7 @@ if __name__ == "__main__":
     console.end_on_signals()
 
 import contextlib
+import fnmatch
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -58,6 +59,8 @@ def write_files(
 ) -> None:
     """Write the plots, the predictions, the mistakes and the model card of a run."""
     names = record["labels"]
+    predictions.write_predictions(folder / PREDICTIONS, names, rows, answers)
+    predictions.write_mistakes(folder / MISTAKES, names, rows, answers)
     write_curves(folder / CURVES, record, history)
     plot = (folder / CURVES).read_bytes()
     disk.write_whole(folder / run_folder.MODEL / CURVES, lambda file: file.write(plot))
@@ -70,8 +73,6 @@ def write_files(
         say(f"NOTE: no font for {characters}; {CONFUSION} shows numbers: {listed}")
     error, bins = scores.calibration(answers)
     plots.calibration(folder / CALIBRATION, bins, f"expected calibration error {error:.4f}")
-    predictions.write_predictions(folder / PREDICTIONS, names, rows, answers)
-    predictions.write_mistakes(folder / MISTAKES, names, rows, answers)
     card = model_card.make(record)
     card_file = folder / run_folder.MODEL / "README.md"
     disk.write_whole(card_file, lambda file: file.write(card.encode(errors="replace")))
@@ -209,8 +210,8 @@ def main(argv: Sequence[str]) -> None:
     paths: list[Path] = []
     for path in parser.parse_args(argv).runs:
         # The shells of Windows leave `runs/*` to the program.
-        matches = path.parent.glob(path.name) if "*" in path.name else []
-        paths += sorted(matches) or [path]
+        matches = path.parent.glob("*") if "*" in path.name else []
+        paths += sorted(p for p in matches if fnmatch.fnmatch(p.name, path.name)) or [path]
     runs = find_runs(paths)
     if len(runs) > 1:
         compare_runs([compare.Run(path, r, records.read_history(path)) for path, r in runs.items()])

@@ -18,7 +18,6 @@ from system.console import InputError, Problem, is_out_of_memory, one_line
 from system.disk import replace_folder
 
 DEFAULT_MAX_LENGTH = 512
-INPUTS = ["input_ids", "attention_mask"]
 ENCODERS = "use an encoder such as BERT, DistilBERT or RoBERTa"
 
 
@@ -74,7 +73,8 @@ def load(name: str, labels: Sequence[str] | None, max_length: int | None) -> Enc
     tokenizer.model_max_length = max_length
     # Since transformers 5, DistilBERT has BERT's tokenizer, and ignores its `token_type_ids`.
     if "token_type_ids" not in inspect.signature(model.forward).parameters:
-        tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = INPUTS
+        names = ["input_ids", "attention_mask"]
+        tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
     return Encoder(model.eval(), tokenizer, max_length, new_head or not same_labels)
 
 
@@ -211,7 +211,8 @@ def _check_lengths(
         details = f"model_max_length {tokenizer.model_max_length!r}, positions {positions}"
         raise _error(name, f"expected a limit of 3 tokens or more (found {details})")
     if max_length is not None and max_length > limit:
-        message = f"{name} takes at most {limit} tokens"
+        source = "its positions" if limit == positions else "model_max_length of its tokenizer"
+        message = f"{name} takes at most {limit} tokens, by {source}"
         raise InputError(Problem(str(max_length), message, "use a lower value", "--max-length"))
     length = max_length or min(DEFAULT_MAX_LENGTH, limit)
     vocabulary = model.config.vocab_size

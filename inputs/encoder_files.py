@@ -45,7 +45,8 @@ def folder_problems(folder: Path, name: str) -> list[Problem]:
     """The problems with a checkpoint's files; messages call its folder `name`."""
     if not folder.is_dir():
         message = f"{RUN_MODEL}/ is missing"
-        return [Problem(name, message, "complete an epoch of this run first", "--model")]
+        remedy = "complete an epoch of this run, or restore a copy"
+        return [Problem(name, message, remedy, "--model")]
     problems: list[tuple[str, str]] = []
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))

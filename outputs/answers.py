@@ -26,12 +26,12 @@ class Answer(NamedTuple):
     class_id: int | None = None
     probabilities: Sequence[float] = ()
 
-    def values(self, names: Sequence[str]) -> list[str | float | None]:
-        """The class name, its probability, and the probability of each of the `names`."""
-        every = [float(p) for p in self.probabilities] or [None] * len(names)
+    def values(self, names: Sequence[str], every_class: bool) -> list[str | float | None]:
+        """The class name and its probability; if `every_class`, the probability of each class."""
+        every = [float(p) for p in self.probabilities] or [None] * len(names) if every_class else []
         if self.class_id is None:
             return [None, None, *every]
-        return [names[self.class_id], every[self.class_id], *every]
+        return [names[self.class_id], float(self.probabilities[self.class_id]), *every]
 
 
 def probability_columns(names: Iterable[str]) -> list[str]:
@@ -48,6 +48,7 @@ def answer_texts(
     classifier: "Classifier", batch: Sequence[Text], at_least: float, bar: tqdm
 ) -> list[Answer]:
     """The answer to each text, in order."""
+    # A slow import, which a wrong argument must not wait for.
     from outputs import classifier as classifiers
 
     filled = [number for number, text in enumerate(batch) if not any(map(tables.is_blank, text))]
@@ -66,10 +67,10 @@ def show(results: Sequence[Answer], names: Sequence[str], every_class: bool) -> 
     """Print a line for each answer: label, tab, probability; if `every_class`, all of them."""
     lines = []
     for answer in results:
-        name, *probabilities = answer.values(names)
+        name, *probabilities = answer.values(names, every_class)
         cells = [_one_line(name or ""), *("" if p is None else f"{p:.4f}" for p in probabilities)]
         # An empty answer is an empty line, but a table needs its tabs.
-        lines.append("\t".join(cells) if every_class else "\t".join(cells[:2]).strip("\t"))
+        lines.append("\t".join(cells) if every_class else "\t".join(cells).strip("\t"))
     if lines:
         console.result("\n".join(lines))
 

@@ -14,8 +14,8 @@ from system.console import plural, quoted
 from training import scores
 from training import settings as rules
 
-# The risk of a verdict that chance alone explains.
-RISK = 0.05
+# The probability of a wrong verdict in a table of equal groups.
+SIGNIFICANCE = 0.05
 OTHER_DATA = "unknown: different validation data"
 
 
@@ -109,52 +109,56 @@ def _verdicts(groups: Sequence[list[Run]]) -> list[str]:
     """For each group: is the best group better, or can chance explain the difference?"""
     complete = [group for group in groups if group[0].record["result"]]
     verdicts = ["not complete"] * len(groups)
-    # At most 5 % of tables of equal groups have a wrong verdict in any line (Bonferroni).
-    level = 1 - RISK / max(1, len(complete) - 1)
+    # Any two groups could have been the best and another one, so all pairs count (Bonferroni).
+    significance = SIGNIFICANCE / max(1, math.comb(len(complete), 2))
     # Complete groups come first.
     for number, group in enumerate(complete):
-        verdicts[number] = _verdict_on_group(complete[0], group, level) if number else "best"
+        verdicts[number] = _verdict_on_group(complete[0], group, significance) if number else "best"
     if len(complete) == 1 and len(complete[0]) > 1:
         best, *_, worst = sorted(complete[0], key=lambda run: -run.record["result"]["accuracy"])
-        level = 1 - RISK / math.comb(len(complete[0]), 2)
-        verdicts[0] = f"worst run: {_verdict_on_run(best, worst, level)}"
+        significance = SIGNIFICANCE / math.comb(len(complete[0]), 2)
+        verdicts[0] = f"worst run: {_verdict_on_run(best, worst, significance)}"
     return verdicts
 
 
-def _verdict_on_group(best: Sequence[Run], other: Sequence[Run], level: float) -> str:
+def _verdict_on_group(best: Sequence[Run], other: Sequence[Run], significance: float) -> str:
     if len(best) == len(other) == 1:
-        return _verdict_on_run(best[0], other[0], level)
+        return _verdict_on_run(best[0], other[0], significance)
+    # Runs of one seed are one experiment.
     by_seed = [{run.record["settings"]["seed"]: run for run in group} for group in (best, other)]
-    seeds = by_seed[0].keys() & by_seed[1].keys()
-    pairs = [(by_seed[0][seed], by_seed[1][seed]) for seed in sorted(seeds)]
-    is_paired = len(pairs) > 1 and all(_validation(a) == _validation(b) for a, b in pairs)
-    if not is_paired and len({_validation(run) for run in (*best, *other)}) > 1:
+    is_paired = by_seed[0].keys() == by_seed[1].keys()
+    columns = [[runs[seed] for seed in sorted(runs)] for runs in by_seed]
+    first, second = ([_validation(run) for run in column] for column in columns)
+    # Without a validation split, each seed has its own validation data.
+    if not (is_paired and first == second) and len({*first, *second}) > 1:
         return OTHER_DATA
-    if min(len(best), len(other)) == 1:
+    if min(map(len, columns)) == 1:
         return "unknown: each line needs several seeds"
-    columns = zip(*pairs, strict=True) if is_paired else (best, other)
     accuracies = [[run.record["result"]["accuracy"] for run in column] for column in columns]
-    difference, low, high = scores.mean_difference(*accuracies, is_paired, level)
-    word = "not distinguishable" if low <= 0 <= high else "worse" if low > 0 else "better"
-    points = f"{100 * difference:.1f} points ({100 * low:.1f} to {100 * high:.1f})"
+    difference = scores.mean_difference(*accuracies, is_paired, 1 - significance)
+    if math.isclose(difference.low, difference.high, abs_tol=1e-9) and difference.mean:
+        return "unknown: the seeds show no spread; use more seeds"
+    word = "not distinguishable" if difference.low <= 0 <= difference.high else "worse"
+    points = "{:.1f} points ({:.1f} to {:.1f})".format(*(100 * value for value in difference))
     return f"{word} on {_sentences(best[0])}: {points}"
 
 
-def _verdict_on_run(best: Run, other: Run, level: float) -> str:
+def _verdict_on_run(best: Run, other: Run, significance: float) -> str:
     if _validation(best) != _validation(other):
         return OTHER_DATA
     correct = [predictions.read_correct(run.folder) for run in (best, other)]
-    for run, flags in zip((best, other), correct, strict=True):
-        # The file of a different run has another accuracy.
-        total, accuracy = run.record["sentences"]["validation"], run.record["result"]["accuracy"]
-        if flags is None or (len(flags), sum(flags)) != (total, round(accuracy * total)):
+    for run, is_correct in zip((best, other), correct, strict=True):
+        if is_correct is None:
             command = f"python report.py {quoted(str(run.folder))}"
             return f"unknown: `{command}` writes {predictions.PREDICTIONS}"
-    risk = scores.mcnemar(*correct)
-    if risk >= 1 - level:
-        return f"not distinguishable on {_sentences(best)} (p {risk:.2g})"
+        total, accuracy = run.record["sentences"]["validation"], run.record["result"]["accuracy"]
+        if (len(is_correct), sum(is_correct)) != (total, round(accuracy * total)):
+            return f"unknown: {predictions.PREDICTIONS} and run.json of {run.folder} disagree"
+    p_value = scores.mcnemar(*correct)
+    if p_value >= significance:
+        return f"not distinguishable on {_sentences(best)} (p {p_value:.2g})"
     points = 100 * (best.record["result"]["accuracy"] - other.record["result"]["accuracy"])
-    return f"worse on {_sentences(best)}: {points:.1f} points (p {risk:.2g})"
+    return f"worse on {_sentences(best)}: {points:.1f} points (p {p_value:.2g})"
 
 
 def _validation(run: Run) -> str:

@@ -1,5 +1,6 @@
 """Fonts for characters that matplotlib's font lacks, and escapes for characters in no font."""
 
+import contextlib
 import logging
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -38,11 +39,13 @@ def find(texts: Iterable[str]) -> Letters:
     logging.getLogger(font_manager.__name__).setLevel(logging.ERROR)
     drawn = {}
     for name in sorted(font_manager.get_font_names()):
-        font = open_font([name])
-        known = {c for c in missing if font.get_char_index(ord(c))}
-        # A font of coloured pictures may have an empty glyph.
-        is_real = not font.get_char_index(NO_CHARACTER)
-        drawn[name] = {c for c in known if is_real and font.load_char(ord(c)).width}
+        # A font of the system may be damaged.
+        with contextlib.suppress(RuntimeError, OSError, ValueError):
+            font = open_font([name])
+            known = {c for c in missing if font.get_char_index(ord(c))}
+            # A font of coloured pictures may have an empty glyph.
+            is_real = not font.get_char_index(NO_CHARACTER)
+            drawn[name] = {c for c in known if is_real and font.load_char(ord(c)).width}
     while any(drawn.values()):
         best = max(drawn, key=lambda name: len(drawn[name]))
         families.append(best)

@@ -64,7 +64,9 @@ def read_correct(folder: Path) -> np.ndarray | None:
     """For each validation sentence of a run, True if it is correct; None without a valid file."""
     try:
         with (folder / PREDICTIONS).open(encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file, strict=True)
-            return np.array([row["label"] == row[PREDICTION] for row in rows], bool)
-    except (OSError, ValueError, KeyError, csv.Error):
+            rows = csv.reader(file, strict=True)
+            header = next(rows, [])
+            label, prediction = header.index("label"), header.index(PREDICTION)
+            return np.array([row[label] == row[prediction] for row in rows], bool)
+    except (OSError, ValueError, IndexError, csv.Error):
         return None

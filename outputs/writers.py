@@ -32,10 +32,9 @@ def write_table(
     with WRITERS[ending](out, columns, added, source) as write:
         for window, answers in rows:
             for row, answer in zip(window, answers, strict=True):
-                name, *probabilities = answer.values(names)
+                name, *probabilities = answer.values(names, every_class=len(added) > 2)
                 probabilities = [p if p is None else round(p, 6) for p in probabilities]
-                # Without a column for each class, zip drops the probabilities of the classes.
-                row |= zip(added, [name, *probabilities], strict=False)
+                row |= zip(added, [name, *probabilities], strict=True)
             write(window)
 
 
@@ -112,11 +111,10 @@ def _parquet(out: BinaryIO, columns: list[str], added: list[str], source: Path) 
     for name in numbers:
         schema = schema.append(pyarrow.field(name, pyarrow.float64()))
 
-    def as_text(name: str, value: object) -> object:
-        return value if is_typed or name in numbers else _text(value)
+    unchanged = {*(columns if is_typed else []), *numbers}
 
     def write(rows: list[dict]) -> None:
-        rows = [{k: as_text(k, v) for k, v in row.items()} for row in rows]
+        rows = [{k: v if k in unchanged else _text(v) for k, v in row.items()} for row in rows]
         writer.write_table(pyarrow.Table.from_pylist(rows, schema))
 
     with pyarrow.parquet.ParquetWriter(out, schema) as writer:

@@ -127,7 +127,7 @@ def one_line(error: BaseException) -> str:
 
 
 def quoted(*arguments: str) -> str:
-    """The arguments as this system's shell reads them, for a command that can be pasted."""
+    """The arguments, quoted for this system's shell if they hold spaces."""
     # Windows' cmd takes single quotes for a part of the argument.
     return subprocess.list2cmdline(arguments) if os.name == "nt" else shlex.join(arguments)
 

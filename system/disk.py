@@ -94,13 +94,14 @@ def write_lines(path: Path, records: list[dict]) -> None:
 
 def append_line(path: Path, record: dict) -> None:
     """Add a record to a file of JSON lines."""
+    # Windows would end each line by two characters.
     with write_errors(path), path.open("a", encoding="ascii", newline="\n") as lines:
         lines.write(json.dumps(record) + "\n")
 
 
 def flush_folder(folder: Path) -> None:
     """Flush the names in a folder to disk, so that a rename survives a crash."""
-    # Windows has no such flag, because it opens no folders. NTFS keeps a journal of its renames.
+    # Windows lacks this flag and opens no folder, so a power failure there can undo a rename.
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -127,6 +127,10 @@ def test_partial_files_of_any_process_are_removed_and_other_files_stay(tmp_path)
 # ---- Windows ----
 
 
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the rules are imposed through Linux's /proc")
 def test_by_windows_rules_for_open_files_a_run_stops_resumes_and_ends(
     in_process, monkeypatch, tmp_path, tiny, few_sentences
@@ -145,15 +149,11 @@ def test_by_windows_rules_for_open_files_a_run_stops_resumes_and_ends(
     assert before == {"run.json", "metrics.jsonl", "checkpoint.pt", "model"}
     assert run.code == 0 and "resumed from step 12" in run.err, run.err
     assert "the report is not complete" not in run.err
-    reports = {"curves.png", "confusion.png", "calibration.png", "mistakes.csv"}
+    reports = {"curves.png", "confusion.png", "calibration.png", "predictions.csv", "mistakes.csv"}
     assert names_in(tmp_path / "run") == {"run.json", "metrics.jsonl", "model", *reports}
     assert names_in(tmp_path / "run" / "model") >= {"model.safetensors", "README.md"}
     # The lock is removed after its release, too.
     assert set(refused) == {"unlink run/run.lock"}
-
-
-def names_in(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 def test_a_folder_that_can_not_be_flushed_is_an_error_if_the_system_flushes_folders(

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from harness.checks import check_done, check_refused
-from harness.helpers import CSV
+from harness.helpers import CSV, ROWS
 
 import finetune as script
 from inputs import hub
@@ -187,10 +187,28 @@ def test_a_run_starts_from_the_model_of_the_run_that_it_names(in_process, traine
     assert changed.code == 2 and "--model first: " in changed.errors[0], changed.err
 
 
+def test_a_note_says_if_the_first_run_is_not_complete_or_was_trained_on_the_validation_data(
+    in_process, trained, tmp_path, tiny
+):
+    # Without a validation split, the seed chooses the held-out sentences.
+    rows = "".join(f'"{text} {number}",{label}\n' for number, (text, label) in enumerate(ROWS))
+    (tmp_path / "a.csv").write_text("text,label\n" + rows)
+    flags = ["--data", "a.csv", "--epochs", "1", "--output-dir"]
+    check_done(in_process("--model", tiny, *flags, "first"), tmp_path / "first")
+    same = in_process("--model", "first", *flags, "same")
+    assert "was trained on" not in same.err and "is not complete" not in same.err
+    record = json.loads((tmp_path / "first" / "run.json").read_text())
+    (tmp_path / "first" / "run.json").write_text(json.dumps(record | {"result": None}))
+    other = in_process("--model", "first", *flags, "other", "--seed", "7")
+    assert "NOTE: the model of first was trained on sentences of this validation" in other.err
+    assert "flatter the score; use --seed 42\n" in other.err
+    assert "NOTE: first: the run is not complete; using the epoch kept so far" in other.err
+
+
 def test_a_run_without_a_kept_model_is_refused_as_a_model(in_process, trained, tmp_path):
     shutil.copytree(trained.folder, tmp_path / "first", ignore=lambda *_: ["model"])
     run = in_process("--model", "first", "--data", "builtin", "--output-dir", "run")
-    message = "--model first: model/ is missing; complete an epoch of this run first"
+    message = "--model first: model/ is missing; complete an epoch of this run, or restore a copy"
     check_refused(run, tmp_path / "run", message)
     assert len(run.errors) == 1
 
@@ -204,7 +222,7 @@ def test_the_answer_to_more_epochs_for_a_complete_run_is_a_command_that_trains_t
     check_done(in_process(*flags, "--epochs", "2"), tmp_path / "first", 2)
     (tmp_path / "first-2").mkdir()
     run = in_process(*flags, "--epochs", "5")
-    check_refused(run, tmp_path / "first-3", "was started with 2; to train its model longer")
+    check_refused(run, tmp_path / "first-3", "was started with 2; to train its kept model further")
     command = shlex.split(run.errors[0].split("`")[1])
     assert command == [
         *("python", "finetune.py", "--model", "first", "--data", "my data.csv"),
@@ -214,6 +232,13 @@ def test_the_answer_to_more_epochs_for_a_complete_run_is_a_command_that_trains_t
     longer = in_process(*command[2:])
     check_done(longer, tmp_path / "first-3", 3)
     assert "the classification head is that of the checkpoint" in longer.err
+    # A folder as the shell completes it, and the stand-in of the first run.
+    record = json.loads((tmp_path / "first" / "run.json").read_text())
+    record["replaced"] = {"data": "sst2"}
+    (tmp_path / "first" / "run.json").write_text(json.dumps(record))
+    flags[flags.index("first")] = "first/"
+    run = in_process(*flags, "--epochs", "5")
+    assert "--output-dir first-4`" in run.errors[0] and "--data" in run.errors[0]
     # Fewer epochs, or another change, keep the plain answer.
     fewer = in_process(*flags, "--epochs", "1")
     assert "was started with 2; use that value" in fewer.errors[0]

@@ -229,7 +229,7 @@ WRONG = [
     pytest.param(
         ["a.csv", "--glue", "--at-least", "0.9"],
         {"a.csv": CSV},
-        "--at-least: GLUE needs one answer to each row; leave out one flag",
+        "--at-least: GLUE's file has one answer to each row; leave out --glue or this flag",
         id="GLUE's file with empty answers",
     ),
     pytest.param(

@@ -128,8 +128,9 @@ def test_the_kept_epoch_is_the_one_that_is_saved_and_tested(
         weights.append({name: value.clone() for name, value in model.state_dict().items()})
         # The first evaluation, one for each epoch, and the test of the kept model.
         accuracy = [0.0, *accuracies, 0.25][len(weights) - 1]
-        ones = np.ones(40)
-        answers = Answers(ones, ones, ones * len(weights) / 10, ones * len(weights))
+        class_ids, number = np.ones(40, int), len(weights)
+        probabilities = np.full((40, 2), number / 10)
+        answers = Answers(class_ids, class_ids, probabilities, np.full(40, float(number)))
         return {"accuracy": accuracy, "macro_f1": 1 - accuracy}, answers
 
     monkeypatch.setattr(script, "evaluate", evaluate)

@@ -58,6 +58,14 @@ FLAGS = {
 }
 
 
+def test_the_flags_of_values_set_the_same_values():
+    flags = ["--label-column=-x", "--text-column", "a b", "c", "--no-compile", "--epochs", "2"]
+    flags += ["--learning-rate", "1e-05", "--resume", "--output-dir", "x y"]
+    values, names = rules.from_flags(vars(script), flags, problems := [])
+    written = rules.as_flags({name: values[name] for name in names})
+    assert rules.from_flags(vars(script), written, problems) == (values, names) and not problems
+
+
 def test_a_tilde_is_the_home_folder_in_paths_from_python_and_in_flags(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.csv").write_text(CSV)

@@ -50,8 +50,10 @@ def load(requested: Settings) -> Loaded:
                 torch.manual_seed(settings.seed)
                 loaded = encoder.load(settings.model, labels, settings.max_length)
         raise_any(problems)
-    source = "is new: it starts from random weights"
-    say(f"the classification head {source if loaded.has_new_head else 'is that of the checkpoint'}")
+    if loaded.has_new_head:
+        say("the classification head is new: it starts from random weights")
+    else:
+        say("the classification head is that of the checkpoint")
     resolved = dataclasses.replace(
         settings,
         text_column=text.text_columns,
@@ -66,6 +68,6 @@ def load(requested: Settings) -> Loaded:
         text = text._replace(splits=text.splits | {"train": train})
     record = records.describe(resolved, requested, replaced, text, Path(loaded.model.name_or_path))
     rendezvous.check_same(records.must_be_same(record))
-    for line in records.summary(record):
+    for line in (*records.summary(record), *records.origin_notes(record)):
         say(line)
     return Loaded(resolved, text, loaded.model, loaded.tokenizer, record, started)

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from inputs import encoder_files, hub, tables
@@ -96,6 +96,24 @@ def summary(record: dict) -> list[str]:
         f"{epochs} {plural('epoch', epochs)} of {steps:,} {plural('step', steps)}, learning rate "
         f"{settings['learning_rate']:g}, {settings['device']}, {settings['precision']}{shared}",
     ]
+
+
+def origin_notes(record: dict) -> Iterator[str]:
+    """Notes on the run that the new run's model comes from, if there is one."""
+    name, new = record["settings"]["model"], record["fingerprints"]
+    # The built-in model is no path.
+    earlier = read(Path(name)) if name != "builtin" and Path(name).is_dir() else None
+    if not earlier:
+        return
+    if not earlier["result"]:
+        yield f"NOTE: {name}: the run is not complete; using the epoch kept so far"
+    old, seed = earlier["fingerprints"], earlier["settings"]["seed"]
+    has_same_files = bool(new["files"]) and old.get("files") == new["files"]
+    if has_same_files and old["data"]["validation"] != new["data"]["validation"]:
+        yield (
+            f"NOTE: the model of {name} was trained on sentences of this validation data, which "
+            f"flatter the score; use --seed {seed}"
+        )
 
 
 def read(folder: Path) -> dict | None:

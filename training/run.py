@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -234,14 +233,8 @@ class Run:
         result |= scores.summary(result["accuracy"], answers)
         result["seconds"] = round(self.state.seconds, 1)
         self.record = self.record | {"result": result}
-        if absent := scores.never_predicted(answers):
-            names = ", ".join(repr(self.record["labels"][number]) for number in absent[:5])
-            more = ", …" if len(absent) > 5 else ""
-            count, total = np.isin(answers.labels, absent).sum(), len(answers.labels)
-            say(
-                f"NOTE: the model never predicts {names}{more} ({count:,} of {total:,} validation "
-                "sentences); change --learning-rate or --epochs, or use --class-weights balanced"
-            )
+        if line := scores.never_predicted_line(answers, self.record["labels"]):
+            say(line)
 
     def finish(self) -> None:
         """Write the result, remove the checkpoint, and print the result."""

@@ -56,8 +56,10 @@ def take_up(values: Values, explicit: set[str]) -> tuple[Values, set[str]]:
         return values, explicit
     values = records.adopt(values, explicit, record)
     problems = records.changed_settings(values, record, folder, early=True)
-    if record["result"] and values.get("epochs", 0) > record["settings"]["epochs"]:
-        remedy = f"to train its model longer, use `{_longer(values, explicit, record)}`"
+    # An invalid value has its own problem, and no place in a command.
+    is_valid = explicit <= values.keys()
+    if is_valid and record["result"] and values["epochs"] > record["settings"]["epochs"]:
+        remedy = f"to train its kept model further, use `{_longer(values, explicit, record)}`"
         problems = [p._replace(remedy=remedy) if p.flag == "--epochs" else p for p in problems]
     raise_any(problems)
     if record["result"]:
@@ -73,11 +75,13 @@ def take_up(values: Values, explicit: set[str]) -> tuple[Values, set[str]]:
 
 def _longer(values: Values, explicit: set[str], record: dict) -> str:
     """The command that starts from the model of a complete run and trains the missing epochs."""
-    first = values["output_dir"]
+    first = str(Path(values["output_dir"]))
     number = next(n for n in itertools.count(2) if not os.path.lexists(f"{first}-{n}"))
     missing = values["epochs"] - record["settings"]["epochs"]
-    changed = {"model": first, "epochs": missing, "output_dir": f"{first}-{number}"}
-    names = explicit - {"resume"} | changed.keys()
+    # The name `builtin` is never a path.
+    model = f"./{first}" if first == "builtin" else first
+    changed = {"model": model, "epochs": missing, "output_dir": f"{first}-{number}"}
+    names = explicit - {"resume"} | changed.keys() | record["replaced"].keys()
     chosen = {name: (values | changed)[name] for name in rules.ROWS if name in names}
     return f"python finetune.py {console.quoted(*rules.as_flags(chosen))}"
 

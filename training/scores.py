@@ -94,9 +94,17 @@ def interval(accuracy: float, sentences: int) -> tuple[float, float]:
     return float(ends.low), float(ends.high)
 
 
-def never_predicted(answers: Answers) -> list[int]:
-    """The ids of the classes that have sentences and no prediction."""
-    return np.setdiff1d(answers.labels, answers.predictions).tolist()
+def never_predicted_line(answers: Answers, names: Sequence[str]) -> str:
+    """A note on the classes that have sentences and no prediction; empty if there are none."""
+    absent = np.setdiff1d(answers.labels, answers.predictions).tolist()
+    if not absent:
+        return ""
+    listed = ", ".join([*(repr(names[number]) for number in absent[:5]), "…"][: len(absent)])
+    count, total = np.isin(answers.labels, absent).sum(), len(answers.labels)
+    return (
+        f"NOTE: the model never predicts {listed} ({count:,} of {total:,} validation sentences); "
+        "change --learning-rate, --epochs or --class-weights"
+    )
 
 
 def mcnemar(correct: np.ndarray, other: np.ndarray) -> float:
@@ -112,10 +120,18 @@ def mcnemar(correct: np.ndarray, other: np.ndarray) -> float:
     return float(binomtest(first_alone, either_alone).pvalue) if either_alone else 1.0
 
 
+class Difference(NamedTuple):
+    """The difference of two means, and the ends of its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
 def mean_difference(
-    scores: Sequence[float], others: Sequence[float], is_paired: bool, level: float
-) -> tuple[float, float, float]:
-    """The difference of two means, and the ends of its confidence interval at `level`.
+    first: Sequence[float], second: Sequence[float], is_paired: bool, level: float
+) -> Difference:
+    """The difference of two mean scores, with its confidence interval at `level`.
 
     Each sequence has a score for each seed. `is_paired`: the seeds are the same, in the same order.
     Otherwise the interval is Welch's (1947).
@@ -125,11 +141,10 @@ def mean_difference(
     with warnings.catch_warnings():
         # Equal differences have an interval without width, and a warning.
         warnings.simplefilter("ignore", RuntimeWarning)
-        test = (
-            ttest_rel(scores, others) if is_paired else ttest_ind(scores, others, equal_var=False)
-        )
+        test = ttest_rel(first, second) if is_paired else ttest_ind(first, second, equal_var=False)
         ends = test.confidence_interval(level)
-    return float(np.mean(scores) - np.mean(others)), float(ends.low), float(ends.high)
+    mean = float(np.mean(first) - np.mean(second))
+    return Difference(mean, float(ends.low), float(ends.high))
 
 
 def calibration(answers: Answers) -> tuple[float, list[dict]]:

@@ -122,7 +122,10 @@ def as_flags(values: Values) -> list[str]:
         if isinstance(value, bool):
             flags.append(flag(name) if value else flag(f"no_{name}"))
         elif value is not None:
-            flags += [flag(name), *map(str, value if isinstance(value, list) else [value])]
+            first, *rest = map(str, value if isinstance(value, list) else [value])
+            # A column's name such as -x would be a flag.
+            is_like_flag = first.startswith("-") and not rest
+            flags += [f"{flag(name)}={first}"] if is_like_flag else [flag(name), first, *rest]
     return flags
 
 

@@ -9,20 +9,18 @@ from system import console
 if __name__ == "__main__":
     console.end_on_signals()
 
-import contextlib
 import fnmatch
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inputs import files, hub
 from outputs import compare, model_card, plots, predictions
 from outputs.predictions import MISTAKES, PREDICTIONS
 from system import disk, ranks
-from system.console import InputError, Problem, collect_problems, progress, raise_any, say
+from system.console import InputError, Problem, raise_any, say
 from training import record as records
 from training import run_folder, scores
 from training.scores import Answers
@@ -92,47 +90,6 @@ def write_curves(path: Path, record: dict, history: Sequence[dict]) -> None:
 # ---- From the folders of runs ----
 
 
-def answers_of(folder: Path, record: dict) -> tuple["Dataset", Answers]:
-    """The validation rows and the model's answers; InputError if data or model has changed."""
-    # Slow imports, which a comparison of runs does not need.
-    import data
-    from outputs import classifier as classifiers
-
-    settings = record["settings"]
-    problems: list[Problem] = []
-    with collect_problems(problems):
-        classifier = classifiers.load(str(folder))
-    with collect_problems(problems):
-        hub.reach(data=settings["data"])
-        try:
-            files.find_files(settings["data"])
-        except InputError:
-            message = f"the data {settings['data']} is missing"
-            remedy = "call report.py from the folder in which the run was started"
-            raise InputError(Problem(str(folder), message, remedy)) from None
-        columns = settings["text_column"], settings["label_column"]
-        # A run.json of an earlier version has no encoding.
-        encoding = settings.get("encoding")
-        text = data.load(settings["data"], *columns, settings["seed"], encoding)
-        rows = text.splits["validation"]
-        if records.fingerprint(rows) != record["fingerprints"]["data"]["validation"]:
-            message = f"the data {settings['data']} has changed since the run was started"
-            raise InputError(Problem(str(folder), message, "restore a copy"))
-    raise_any(problems)
-    if classifier.labels != record["labels"]:
-        message = f"the labels of {run_folder.MODEL}/ and {records.NAME} must be the same"
-        raise InputError(Problem(str(folder), message, "restore a copy"))
-    parts: list[tuple] = []
-    with progress(len(rows), "sentences", "predicting") as bar:
-        for start in range(0, len(rows), 10_000):
-            part = rows[start : start + 10_000]
-            texts = part["text"], part["text_pair"] if part["text_pair"][0] is not None else None
-            parts.append(classifiers.answer(classifier, *texts, settings["batch_size"], bar.update))
-    classes, probabilities = map(np.concatenate, zip(*parts, strict=True))
-    labels = np.array([text.ids[label] for label in rows["label"]])
-    return rows, Answers(labels, classes, probabilities, np.full(len(labels), np.nan, np.float32))
-
-
 def report_on(folder: Path, record: dict) -> None:
     """Write the report of a run again; only its curves if the run is not complete."""
     history = records.read_history(folder)
@@ -140,10 +97,16 @@ def report_on(folder: Path, record: dict) -> None:
         write_curves(folder / CURVES, record, history)
         say(f"{folder}: the run is not complete; its curves so far are in {folder / CURVES}")
         return
-    rows, answers = answers_of(folder, record)
+    # A slow import, which a comparison of runs does not need.
+    from outputs import classifier as classifiers
+    from outputs import validation as validations
+
+    classifier, validation = validations.load(folder, record)
+    classifier = classifiers.prepare(classifier, "auto")
+    answers = validations.answer(classifier, validation, record["settings"]["batch_size"])
     # Runs of earlier versions lack these entries.
     record["result"] |= scores.summary(record["result"]["accuracy"], answers)
-    write_files(folder, record, history, rows, answers)
+    write_files(folder, record, history, validation.rows, answers)
     say(scores.accuracy_line(record["result"], len(answers.labels)))
     names = ", ".join((CURVES, CONFUSION, CALIBRATION, PREDICTIONS, MISTAKES))
     say(f"written to {folder}: {names} and the model card {run_folder.MODEL}/README.md")
@@ -151,7 +114,7 @@ def report_on(folder: Path, record: dict) -> None:
 
 def compare_runs(runs: Sequence[compare.Run]) -> None:
     """Print a table of several runs, and write a plot of their curves."""
-    with _damaged("one of the runs"):
+    with records.damaged("one of the runs"):
         table = compare.table(runs)
     console.result(table)
     parents = {run.folder.absolute().parent for run in runs}
@@ -159,19 +122,6 @@ def compare_runs(runs: Sequence[compare.Run]) -> None:
     compare.picture(path, runs)
     best = f" of the best {plots.MAX_RUNS}" if len(runs) > plots.MAX_RUNS else ""
     say(f"curves{best} written to {path}")
-
-
-@contextlib.contextmanager
-def _damaged(where: Path | str) -> Iterator[None]:
-    """Raise an InputError if run.json or metrics.jsonl lacks an entry or has a wrong type."""
-    try:
-        yield
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        cause = f"{type(error).__name__}: {console.one_line(error)[:200]}"
-        message = f"{records.NAME} or {records.METRICS} is damaged ({cause})"
-        raise InputError(Problem(str(where), message, "restore a copy")) from error
 
 
 def find_runs(paths: Sequence[Path]) -> dict[Path, dict]:
@@ -217,7 +167,7 @@ def main(argv: Sequence[str]) -> None:
         compare_runs([compare.Run(path, r, records.read_history(path)) for path, r in runs.items()])
         return
     ((folder, record),) = runs.items()
-    with _damaged(folder):
+    with records.damaged(folder):
         report_on(folder, record)
 
 

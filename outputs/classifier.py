@@ -1,6 +1,6 @@
 """Load a trained model and predict the class of each text, with all probabilities."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +32,15 @@ class Classifier(NamedTuple):
 
 
 def load(name: str) -> Classifier:
-    """The classifier `name`: the folder of a run or a model, or a Hub id; or an InputError."""
+    """The classifier `name`: the folder of a run or a model, or a Hub id; or an InputError.
+
+    The model is on the best device, in its fast form.
+    """
+    return prepare(load_plain(name), "auto")
+
+
+def load_plain(name: str) -> Classifier:
+    """The same as `load`, but the model is on the CPU, as transformers loads it."""
     try:
         return _load(name)
     except InputError as error:
@@ -55,11 +63,16 @@ def _load(name: str) -> Classifier:
     encoder_files.check_name(name)
     hub.reach(model=name)
     model, tokenizer, max_length, _ = encoder.load(name, None, max_length)
-    device = speed.choose_device("auto")
-    precision = speed.choose_precision("auto", device)
-    speed.prepare(model, device, precision)
     labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
-    return Classifier(model, tokenizer, max_length, precision, labels, record)
+    return Classifier(model, tokenizer, max_length, "fp32", labels, record)
+
+
+def prepare(classifier: Classifier, device: str) -> Classifier:
+    """The classifier with its model on `device`, which may be `auto`, in its fast form."""
+    device = speed.choose_device(device)
+    precision = speed.choose_precision("auto", device)
+    speed.prepare(classifier.model, device, precision)
+    return classifier._replace(precision=precision)
 
 
 @torch.inference_mode()
@@ -74,7 +87,28 @@ def answer(
 
     `on_batch` is called with the number of texts in each batch.
     """
-    model, tokenizer, max_length = classifier.model, classifier.tokenizer, classifier.max_length
+    classes = np.empty(len(texts), np.int64)
+    probabilities = np.empty((len(texts), len(classifier.labels)), np.float32)
+    for numbers, micro_batches in make_batches(classifier, texts, pairs, batch_size):
+        parts = [
+            speed.forward(classifier.model, inputs, classifier.precision)[0]
+            for inputs in micro_batches
+        ]
+        logits = torch.cat(parts)
+        classes[numbers] = logits.argmax(dim=-1).cpu()
+        probabilities[numbers] = logits.softmax(dim=-1).cpu()
+        on_batch(len(numbers))
+    return classes, probabilities
+
+
+def make_batches(
+    classifier: Classifier,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[tuple[np.ndarray, list[dict[str, torch.Tensor]]]]:
+    """The numbers of the texts in each batch and its micro-batches, the longest texts first."""
+    tokenizer, max_length = classifier.tokenizer, classifier.max_length
     # Long text is cut early: tokens after max_length are dropped anyway, and take memory.
     texts, pairs = (
         column and [text[: MAX_CHARACTERS_PER_TOKEN * max_length] for text in column]
@@ -84,15 +118,7 @@ def answer(
     # `collate` makes the attention mask.
     names = [name for name in encoded if name != "attention_mask"]
     lengths = np.array([len(ids) for ids in encoded["input_ids"]])
-    limits = batches.limits(model.device.type, max_length)
-    classes = np.empty(len(texts), np.int64)
-    probabilities = np.empty((len(texts), model.config.num_labels), np.float32)
+    limits = batches.limits(classifier.model.device.type, max_length)
     for numbers in batches.sorted_batches(lengths, batch_size):
         rows = [{name: encoded[name][number] for name in names} for number in numbers]
-        micro_batches = batches.collate(rows, tokenizer.pad_token_id, None, *limits)
-        parts = [speed.forward(model, inputs, classifier.precision)[0] for inputs in micro_batches]
-        logits = torch.cat(parts)
-        classes[numbers] = logits.argmax(dim=-1).cpu()
-        probabilities[numbers] = logits.softmax(dim=-1).cpu()
-        on_batch(len(numbers))
-    return classes, probabilities
+        yield numbers, batches.collate(rows, tokenizer.pad_token_id, None, *limits)

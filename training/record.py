@@ -1,5 +1,6 @@
 """run.json: the record of a run, with which a resumed or repeated run is compared."""
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -136,6 +137,19 @@ def read(folder: Path) -> dict | None:
         remedy = "restore the file from a copy, or choose a new folder"
         raise InputError(Problem(str(folder), problem_text, remedy, "--output-dir")) from error
     return record
+
+
+@contextlib.contextmanager
+def damaged(where: Path | str) -> Iterator[None]:
+    """Raise an InputError if run.json or metrics.jsonl lacks an entry or has a wrong type."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        cause = f"{type(error).__name__}: {one_line(error)[:200]}"
+        problem_text = f"{NAME} or {METRICS} is damaged ({cause})"
+        raise InputError(Problem(str(where), problem_text, "restore a copy")) from error
 
 
 def read_history(folder: Path) -> list[dict]:

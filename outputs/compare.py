@@ -192,6 +192,11 @@ def table(runs: Sequence[Run]) -> str:
                 verdict,
             ]
         )
+    return align(rows)
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """The rows as lines, with columns aligned to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = (map(str.ljust, row, widths) for row in rows)
     return "\n".join("  ".join(row).rstrip() for row in padded)

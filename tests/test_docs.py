@@ -23,16 +23,7 @@ DOCS = ROOT / "docs"
 PROGRAM = re.compile(r"python (finetune|predict|report)\.py\b.*")
 # Blocks that no test can run: they install, need a network or a cluster, or take long. They are run
 # by hand.
-BY_HAND: set[str] = {
-    "run",
-    "devices",
-    "faults",
-    "nodes",
-    "contribute",
-    "onnx",
-    "tensorboard",
-    "upload",
-}
+BY_HAND: set[str] = {"run", "devices", "faults", "nodes", "contribute", "tensorboard", "upload"}
 
 
 def code_of(language: str) -> list[tuple[str, str, str]]:
@@ -111,7 +102,13 @@ def test_each_command_of_the_pages_does_its_job(folder, in_process, predicted, c
 
 
 @pytest.mark.parametrize(
-    "code", [pytest.param(code, id=f"{page} {mark}") for page, mark, code in code_of("python")]
+    "code",
+    [
+        pytest.param(code, id=f"{page} {mark}")
+        for page, mark, code in code_of("python")
+        # tests/test_export.py runs it on an export.
+        if mark != "onnxruntime"
+    ],
 )
 def test_the_python_code_of_the_pages_runs_as_it_stands(folder, code):
     names: dict = {}

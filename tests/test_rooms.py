@@ -14,7 +14,7 @@ ORDER = [
     ["data"],
     ["training"],
     ["outputs"],
-    ["report", "predict"],
+    ["report", "predict", "export"],
     ["finetune"],
 ]
 RANKS = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}

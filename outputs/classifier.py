@@ -10,9 +10,8 @@ import transformers
 
 from inputs import batches, encoder, encoder_files, hub
 from system import speed
-from system.console import InputError, Problem, say
+from system.console import InputError, say
 from training import record as records
-from training import run_folder
 
 # Longer than any token of a real tokenizer.
 MAX_CHARACTERS_PER_TOKEN = 1000
@@ -49,18 +48,14 @@ def load_plain(name: str) -> Classifier:
 
 
 def _load(name: str) -> Classifier:
-    folder = Path(name)
-    record = records.read(folder) if folder.is_dir() else None
-    max_length = None
-    if record:
-        folder /= run_folder.MODEL
-        if not folder.is_dir():
-            remedy = "restore a copy" if record["result"] else "complete an epoch first"
-            raise InputError(Problem(name, f"{run_folder.MODEL}/ is missing", remedy))
+    encoder_files.check_name(name)
+    folder, record, max_length = encoder_files.local_folder(name), None, None
+    # A run means the model in its folder.
+    if folder and folder != Path(name):
+        record = records.read(Path(name))
         if not record["result"]:
             say(f"{name}: the run is not complete; using the epoch kept so far")
         name, max_length = str(folder), record["settings"].get("max_length")
-    encoder_files.check_name(name)
     hub.reach(model=name)
     model, tokenizer, max_length, _ = encoder.load(name, None, max_length)
     labels = [model.config.id2label[number] for number in range(model.config.num_labels)]

@@ -20,7 +20,7 @@ def test_a_model_without_a_head_or_without_files_is_refused(predicted, tiny, tmp
     for run, message in {
         str(tiny): "the model has no classification head",
         "empty": "empty: missing config.json",
-        "begun": "begun: model/ is missing; complete an epoch first",
+        "begun": "begun: model/ is missing; complete an epoch of this run, or restore a copy",
         "nobody/nothing": "nobody/nothing: no such folder, not complete in the cache, and the",
         "./no/folder/here": "./no/folder/here: no such folder",
         "": "RUN: missing; name the folder of a run or a model",

@@ -121,7 +121,9 @@ def test_changed_data_and_a_missing_model_or_data_are_refused(trained, tmp_path)
     with pytest.raises(InputError) as caught:
         report.main([str(copy)])
     without_model, without_data = map(str, caught.value.problems)
-    assert "copy: model/ is missing; restore a copy" in without_model
+    assert (
+        "copy: model/ is missing; complete an epoch of this run, or restore a copy" in without_model
+    )
     assert f"the data {changed} is missing" in without_data
     assert not (copy / "mistakes.csv").exists()
 

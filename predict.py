@@ -127,6 +127,8 @@ def label_file(classifier: "Classifier", file: TextFile, form: OutputOptions) ->
     if references:
         from training import scores
 
+        if form.at_least:
+            say("scores of the answered texts:")
         say(scores.report_lines(references, predictions, names))
 
 

@@ -83,7 +83,7 @@ def answer(
     `on_batch` is called with the number of texts in each batch.
     """
     classes = np.empty(len(texts), np.int64)
-    probabilities = np.empty((len(texts), len(classifier.labels)), np.float32)
+    probabilities = np.empty((len(texts), classifier.model.config.num_labels), np.float32)
     for numbers, micro_batches in make_batches(classifier, texts, pairs, batch_size):
         parts = [
             speed.forward(classifier.model, inputs, classifier.precision)[0]

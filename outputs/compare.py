@@ -130,7 +130,12 @@ def _verdict_on_group(best: Sequence[Run], other: Sequence[Run], significance: f
     columns = [[runs[seed] for seed in sorted(runs)] for runs in by_seed]
     first, second = ([_validation(run) for run in column] for column in columns)
     # Without a validation split, each seed has its own validation data.
-    if not (is_paired and first == second) and len({*first, *second}) > 1:
+    has_same_data = (is_paired and first == second) or len({*first, *second}) == 1
+    if min(map(len, columns)) == 1 and (common := by_seed[0].keys() & by_seed[1].keys()):
+        seed = min(common)
+        verdict = _verdict_on_run(by_seed[0][seed], by_seed[1][seed], significance)
+        return f"{verdict}, seed {seed} alone"
+    if not has_same_data:
         return OTHER_DATA
     if min(map(len, columns)) == 1:
         return "unknown: each line needs several seeds"
@@ -139,8 +144,11 @@ def _verdict_on_group(best: Sequence[Run], other: Sequence[Run], significance: f
     if math.isclose(difference.low, difference.high, abs_tol=1e-9) and difference.mean:
         return "unknown: the seeds show no spread; use more seeds"
     word = "not distinguishable" if difference.low <= 0 <= difference.high else "worse"
-    points = "{:.1f} points ({:.1f} to {:.1f})".format(*(100 * value for value in difference))
-    return f"{word} on {_sentences(best[0])}: {points}"
+    # No accuracy is above 1, but the interval of a few seeds can be.
+    shown = (100 * min(max(value, -1), 1) for value in difference)
+    points = "{:.1f} points ({:.1f} to {:.1f})".format(*shown)
+    share = " of each seed" if len({*first}) > 1 else ""
+    return f"{word} on {_sentences(best[0])}{share}: {points}, {min(map(len, columns))} seeds"
 
 
 def _verdict_on_run(best: Run, other: Run, significance: float) -> str:

@@ -143,6 +143,18 @@ def test_a_table_of_many_equal_runs_needs_a_smaller_p_for_a_verdict(tmp_path):
     assert verdicts(best, *others)[1:] == ["not distinguishable on 100 sentences (p 0.031)"] * 2
 
 
+def test_a_run_is_compared_with_the_run_of_its_seed_on_a_line_of_several_seeds(tmp_path):
+    # Each seed holds out its own sentences.
+    best = [
+        predict(make_run(tmp_path / f"a{seed}", 1.0, seed=seed), [True] * 20, f"held out {seed}")
+        for seed in (1, 2)
+    ]
+    other = make_run(tmp_path / "b", 1.0, seed=2, epochs=2)
+    predict(other, [False] * 20, "held out 2")
+    expected = "worse on 20 sentences: 100.0 points (p 1.9e-06), seed 2 alone"
+    assert verdicts(*best, other) == ["best", expected]
+
+
 def test_equal_models_in_a_table_of_ten_are_rarely_told_apart(tmp_path):
     random, wrong = np.random.default_rng(0), 0
     for table in range(40):
@@ -165,7 +177,7 @@ def test_several_seeds_are_compared_by_the_interval_of_their_mean_difference(tmp
     best = group("a", {1: 0.90, 2: 0.92, 3: 0.94})
     # The same seeds are better by 1, 1.1 and 1.2 points: t is 4.303 for two degrees of freedom.
     paired = group("b", {1: 0.89, 2: 0.909, 3: 0.928}, epochs=2)
-    expected = "worse on 1,000 sentences: 1.1 points (0.9 to 1.3)"
+    expected = "worse on 1,000 sentences: 1.1 points (0.9 to 1.3), 3 seeds"
     assert verdicts(*best, *paired) == ["best", expected]
     # Between different seeds, the same accuracies say little.
     other = group("c", {4: 0.89, 5: 0.909, 6: 0.928}, epochs=2)
@@ -176,10 +188,16 @@ def test_several_seeds_are_compared_by_the_interval_of_their_mean_difference(tmp
     assert verdicts(*best, *shifted)[1] == "unknown: the seeds show no spread; use more seeds"
     # A seed that was repeated counts once.
     again = [*group("e", {1: 0.85}, epochs=2), *group("f", {1: 0.85}, epochs=2)]
-    assert verdicts(*best, *again)[1] == "unknown: each line needs several seeds"
+    assert verdicts(*best, *again)[1].startswith("unknown: `python report.py")
+    alone = group("h", {4: 0.85}, epochs=2)
+    assert verdicts(*best, *alone)[1] == "unknown: each line needs several seeds"
+    # Two seeds give an interval beyond all accuracies.
+    two = group("i", {1: 0.30, 2: 0.70}, epochs=2)
+    wide = "not distinguishable on 1,000 sentences: 41.0 points (-100.0 to 100.0), 2 seeds"
+    assert verdicts(*best[:2], *two)[1] == wide
     equal = group("g", {1: 0.90, 2: 0.92, 3: 0.94}, epochs=2)
     (verdict,) = verdicts(*best, *equal)[1:]
-    assert verdict == "not distinguishable on 1,000 sentences: 0.0 points (0.0 to 0.0)"
+    assert verdict == "not distinguishable on 1,000 sentences: 0.0 points (0.0 to 0.0), 3 seeds"
     for run in paired:
         run.record["fingerprints"]["data"]["validation"] = "another"
     assert verdicts(*best, *paired)[1] == "unknown: different validation data"

@@ -203,6 +203,12 @@ def test_a_note_says_if_the_first_run_is_not_complete_or_was_trained_on_the_vali
     assert "NOTE: the model of first was trained on sentences of this validation" in other.err
     assert "flatter the score; use --seed 42\n" in other.err
     assert "NOTE: first: the run is not complete; using the epoch kept so far" in other.err
+    (tmp_path / "a.csv").write_text("text,label\n" + rows.replace("negative", "neutral"))
+    other = in_process("--model", "first", *flags, "third")
+    note = (
+        "NOTE: the labels of first are different ('negative', 'positive'), so its head is not used"
+    )
+    assert note in other.err
 
 
 def test_a_run_without_a_kept_model_is_refused_as_a_model(in_process, trained, tmp_path):

@@ -124,7 +124,7 @@ def test_at_least_leaves_a_less_probable_answer_empty_and_scores_the_others(
     (tmp_path / "a.csv").write_text(text)
     run = predicted("a.csv", "--at-least", "0.9", "--output", "b.csv")
     assert "answered 3 of 4 texts, with a probability of at least 0.9" in run.err
-    assert "accuracy 0.6667: 2 of 3 correct" in run.err
+    assert "scores of the answered texts:\naccuracy 0.6667: 2 of 3 correct" in run.err
     assert (tmp_path / "b.csv").read_text().splitlines() == [
         "text,label,prediction,probability",
         "0.95,positive,positive,0.95",

@@ -108,6 +108,9 @@ def origin_notes(record: dict) -> Iterator[str]:
         return
     if not earlier["result"]:
         yield f"NOTE: {name}: the run is not complete; using the epoch kept so far"
+    if earlier["labels"] != record["labels"]:
+        listed = ", ".join(map(repr, earlier["labels"][:MAX_LISTED]))
+        yield f"NOTE: the labels of {name} are different ({listed}), so its head is not used"
     old, seed = earlier["fingerprints"], earlier["settings"]["seed"]
     has_same_files = bool(new["files"]) and old.get("files") == new["files"]
     if has_same_files and old["data"]["validation"] != new["data"]["validation"]:

@@ -26,6 +26,8 @@ MIN_BYTES = 12  # Above 127; fewer identify no encoding except cp1252.
 # The mark of UTF-32 starts with the mark of UTF-16, so it comes first.
 MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
 MARKS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+# The bytes with which ISO-2022 begins a word of Japanese, Korean or Chinese letters.
+ISO_2022 = re.compile(rb"\x1b\$[@AB()]")
 HIGH = bytes(range(128, 256))
 REMEDY = "choose the file's own with --encoding, or save the file as UTF-8 (in Excel: CSV UTF-8)"
 
@@ -99,7 +101,7 @@ def _scan(name: str, blocks: Blocks) -> Scan:
         if nulls > len(block) * MAX_NULLS:
             remedy = "save it as CSV UTF-8, or choose --encoding utf-16-le if it is UTF-16"
             raise InputError(Problem(name, "expected text, found a NUL byte", remedy))
-        if b"\x1b$" in block:
+        if ISO_2022.search(block):
             raise _unclear(name, ["iso2022_jp"])
         if "\n" not in ends:
             ends |= {end for end in "\r\n" if end.encode() in block}

@@ -118,3 +118,13 @@ def test_chinese_lines_that_are_utf_8_by_chance_are_not_called_damaged():
     ]
     content = "".join(f"{line}{i},good\n" for i, line in enumerate(lines * 15)).encode("gb18030")
     assert find_encoding("a.csv", lambda: iter([content])).codec in ("gb18030", "gbk", "gb2312")
+
+
+def test_an_escape_in_utf_8_is_text_unless_it_begins_letters_of_iso_2022():
+    def find(content: bytes) -> str:
+        return find_encoding("a.csv", lambda: iter([content])).codec
+
+    assert find(b"text,label\n\x1b$ and \x1b[31m,good\nred,bad\n") == "utf-8-sig"
+    for codec, word in (("iso2022_jp", "日本"), ("iso2022_kr", "한국")):
+        with pytest.raises(InputError, match="expected UTF-8, found another encoding"):
+            find(f"text,label\n{word},good\nred,bad\n".encode(codec))

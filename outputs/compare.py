@@ -141,7 +141,8 @@ def _verdict_on_group(best: Sequence[Run], other: Sequence[Run], significance: f
         return "unknown: each line needs several seeds"
     accuracies = [[run.record["result"]["accuracy"] for run in column] for column in columns]
     difference = scores.mean_difference(*accuracies, is_paired, 1 - significance)
-    if math.isclose(difference.low, difference.high, abs_tol=1e-9) and difference.mean:
+    has_no_width = math.isclose(difference.low, difference.high, abs_tol=1e-9)
+    if has_no_width and not math.isclose(difference.mean, 0, abs_tol=1e-9):
         return "unknown: the seeds show no spread; use more seeds"
     word = "not distinguishable" if difference.low <= 0 <= difference.high else "worse"
     # No accuracy is above 1, but the interval of a few seeds can be.
@@ -166,7 +167,9 @@ def _verdict_on_run(best: Run, other: Run, significance: float) -> str:
     if p_value >= significance:
         return f"not distinguishable on {_sentences(best)} (p {p_value:.2g})"
     points = 100 * (best.record["result"]["accuracy"] - other.record["result"]["accuracy"])
-    return f"worse on {_sentences(best)}: {points:.1f} points (p {p_value:.2g})"
+    # On the seed that two lines share, the line with the better mean may be worse.
+    word = "worse" if points > 0 else "better"
+    return f"{word} on {_sentences(best)}: {abs(points):.1f} points (p {p_value:.2g})"
 
 
 def _validation(run: Run) -> str:

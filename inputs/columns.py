@@ -1,5 +1,6 @@
 """Which columns of a table hold the text and the label: by name, else by what the columns hold."""
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from inputs.contents import (
 )
 from inputs.files import name_parts
 from inputs.rows import Table
-from system.console import InputError, Problem, quoted
+from system.console import InputError, Problem, flag_arguments, quoted
 
 # The usual names of columns, the most specific first; a tuple of two is a pair of sentences.
 TEXT_COLUMNS = [
@@ -250,13 +251,8 @@ def _missing(
     columns_of_flags = {"--text-column": text or [c.name for c in texts[:1]] or ["NAME"]}
     if labelled:
         columns_of_flags["--label-column"] = label or [c.name for c in ranked[:1]] or ["NAME"]
-    flags = [
-        item
-        for flag, names in columns_of_flags.items()
-        # A name such as -x would be a flag.
-        for item in ([f"{flag}={names[0]}"] if names[0].startswith("-") else [flag, *names])
-    ]
-    example = f"as in `{command} {quoted(*flags)}`"
+    flags = [flag_arguments(flag, names) for flag, names in columns_of_flags.items()]
+    example = f"as in `{command} {quoted(*itertools.chain(*flags))}`"
     problems = []
     for kind, chosen, candidates in (("text", text, texts), ("label", label, labels)):
         if chosen or (kind == "label" and not labelled):

@@ -32,13 +32,19 @@ def check_name(name: str) -> None:
     raise_any(problems)
 
 
+def is_run(name: str) -> bool:
+    """True if `name` is the folder of a run, which means its model; `builtin` is never a path."""
+    path = Path(name)
+    has_record = name != "builtin" and (path / RUN_RECORD).is_file()
+    return has_record and not (path / "config.json").exists()
+
+
 def local_folder(name: str) -> Path | None:
-    """The folder of a local checkpoint `name`; None if it is not local. A run means its model."""
+    """The folder of a local checkpoint `name`; None if it is not local."""
     path = Path(name)
     if name == "builtin" or not path.is_dir():
         return None
-    is_run = (path / RUN_RECORD).is_file() and not (path / "config.json").exists()
-    return path / RUN_MODEL if is_run else path
+    return path / RUN_MODEL if is_run(name) else path
 
 
 def folder_problems(folder: Path, name: str) -> list[Problem]:

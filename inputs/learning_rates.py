@@ -31,7 +31,7 @@ FAMILIES: dict[str, Rates] = {
     # ModernBERT and Ettin.
     "modernbert": {(768, ANY): 8e-5, (1024, ANY): 3e-5, (ANY, ANY): 1e-5},
 }
-# Wider models need lower rates: each of these is within the rates above at the same widths.
+# A wider model gets a lower rate, within the rates above at the same widths.
 OTHERS: Rates = {(512, ANY): 5e-5, (768, ANY): 3e-5, (1024, ANY): 1e-5, (ANY, ANY): 5e-6}
 
 

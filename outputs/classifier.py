@@ -49,12 +49,12 @@ def load_plain(name: str) -> Classifier:
 
 def _load(name: str) -> Classifier:
     encoder_files.check_name(name)
-    folder, record, max_length = encoder_files.local_folder(name), None, None
-    # A run means the model in its folder.
-    if folder and folder != Path(name):
+    record = max_length = None
+    if encoder_files.is_run(name):
         record = records.read(Path(name))
         if not record["result"]:
             say(f"{name}: the run is not complete; using the epoch kept so far")
+        folder = encoder_files.local_folder(name)
         name, max_length = str(folder), record["settings"].get("max_length")
     hub.reach(model=name)
     model, tokenizer, max_length, _ = encoder.load(name, None, max_length)

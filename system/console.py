@@ -127,9 +127,15 @@ def one_line(error: BaseException) -> str:
 
 
 def quoted(*arguments: str) -> str:
-    """The arguments, quoted for this system's shell if they hold spaces."""
-    # Windows' cmd takes single quotes for a part of the argument.
+    """The arguments, quoted for this system's shell; Windows' cmd knows no single quotes."""
     return subprocess.list2cmdline(arguments) if os.name == "nt" else shlex.join(arguments)
+
+
+def flag_arguments(flag: str, values: Sequence[str]) -> list[str]:
+    """The arguments that give `values` to a flag."""
+    # A single value such as -x would be a flag of its own.
+    is_plain = len(values) > 1 or values[0][:1] != "-"
+    return [flag, *values] if is_plain else [f"{flag}={values[0]}"]
 
 
 class LogProgress(tqdm):

@@ -102,10 +102,9 @@ def summary(record: dict) -> list[str]:
 def origin_notes(record: dict) -> Iterator[str]:
     """Notes on the run that the new run's model comes from, if there is one."""
     name, new = record["settings"]["model"], record["fingerprints"]
-    # The built-in model is no path.
-    earlier = read(Path(name)) if name != "builtin" and Path(name).is_dir() else None
-    if not earlier:
+    if not encoder_files.is_run(name):
         return
+    earlier = read(Path(name))
     if not earlier["result"]:
         yield f"NOTE: {name}: the run is not complete; using the epoch kept so far"
     if earlier["labels"] != record["labels"]:

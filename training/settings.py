@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from inputs import encoder_files, encodings, files, hub
-from system.console import InputError, Parser, Problem
+from system.console import InputError, Parser, Problem, flag_arguments
 from training import board
 
 # The largest whole number that every library accepts.
@@ -122,10 +122,8 @@ def as_flags(values: Values) -> list[str]:
         if isinstance(value, bool):
             flags.append(flag(name) if value else flag(f"no_{name}"))
         elif value is not None:
-            first, *rest = map(str, value if isinstance(value, list) else [value])
-            # A column's name such as -x would be a flag.
-            is_like_flag = first.startswith("-") and not rest
-            flags += [f"{flag(name)}={first}"] if is_like_flag else [flag(name), first, *rest]
+            values_of_flag = value if isinstance(value, list) else [str(value)]
+            flags += flag_arguments(flag(name), values_of_flag)
     return flags
 
 

@@ -23,31 +23,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from recipes import BASE, CHANGES, RECIPES
 from speed import spread, table
 from work import HERE, SST2
 
 from system.disk import replace_folder, write_json
 from training import settings as rules
+from training.scores import mean_difference
 
 RESULTS, RUNS = HERE / "results" / "accuracy", HERE / "runs"
 # Steps between evaluations on the held-out sentences: a multiple of LOG_EVERY.
 MARK = 320
-
-# Settings that differ from finetune.py's defaults. `prepare` implements `constant_rate`.
-BASE = {"model": "builtin", "keep": "last"}
-RECIPES = {
-    "tutorial": {
-        "epochs": 3,
-        "batch_size": 16,
-        "learning_rate": 1e-5,
-        "constant_rate": True,
-        "weight_decay": 0.0,
-        "max_grad_norm": 0.0,
-    },
-    "one pass": {"epochs": 1},
-    "two passes": {"epochs": 2},
-    "built-in defaults": {"data": "builtin", "keep": "best"},
-}
 
 
 # ---- The sentences ----
@@ -60,8 +46,10 @@ def spans(tokens: list[str]) -> Iterator[str]:
             yield " ".join(tokens[start:end])
 
 
-def split_by_sentence(rows: list[str], seed: int = 8) -> tuple[list[int], list[int], set[int]]:
-    """Hold out a random tenth of the sentences, with all rows that are phrases of them.
+def split_by_sentence(
+    rows: list[str], seed: int = 8, parts: int = 10
+) -> tuple[list[int], list[int], set[int]]:
+    """Hold out random sentences, one in `parts`, with all rows that are phrases of them.
 
     Args:
         rows: texts, many of which are phrases of longer rows.
@@ -77,7 +65,7 @@ def split_by_sentence(rows: list[str], seed: int = 8) -> tuple[list[int], list[i
             sentences.append(row)
             phrases.update(spans(tokens[row]))
     sentences.sort()
-    sample = np.random.default_rng(seed).permutation(len(sentences))[: len(sentences) // 10]
+    sample = np.random.default_rng(seed).permutation(len(sentences))[: len(sentences) // parts]
     held_out = sorted(sentences[number] for number in sample)
     phrases = {span for row in held_out for span in spans(tokens[row])}
     train = [row for row in range(len(rows)) if " ".join(tokens[row]) not in phrases]
@@ -90,12 +78,12 @@ def read_rows(file: Path) -> tuple[list[str], list[str]]:
     return [row[0] for row in rows], [row[1] for row in rows]
 
 
-def make_data() -> Path:
+def make_data(parts: int = 10) -> Path:
     """A folder with train.tsv and dev.tsv: the training rows and the held-out sentences."""
-    folder = RUNS / "data-all"
+    folder = RUNS / f"data-{parts}"
     if not folder.exists():
         labels, texts = read_rows(SST2 / "train.tsv")
-        train, held_out, _ = split_by_sentence(texts)
+        train, held_out, _ = split_by_sentence(texts, parts=parts)
 
         def fill(aside: Path) -> None:
             for name, rows in (("train", train), ("dev", held_out)):
@@ -116,14 +104,15 @@ def start(name: str, seed: int) -> None:
 
 
 def prepare(name: str) -> dict:
-    """The settings of a recipe; options that are no settings change this process's modules."""
+    """The settings of a recipe; its changes are made in this process's modules."""
     import finetune
 
-    settings = BASE | {"data": str(make_data())} | RECIPES[name]
-    if settings.pop("constant_rate", False):
-        finetune.learning_rate_at = lambda step, steps, settings: settings.learning_rate
-    finetune.train = with_marks(finetune.train)
-    return settings
+    settings = BASE | RECIPES[name]
+    folder = make_data(settings.pop("held_out"))
+    finetune.train = with_marks(finetune.train, folder)
+    for key in settings.keys() & CHANGES.keys():
+        CHANGES[key](finetune, settings.pop(key))
+    return {"data": str(folder)} | settings
 
 
 def train(name: str, seed: int) -> None:
@@ -131,7 +120,7 @@ def train(name: str, seed: int) -> None:
     import finetune
     from training import record as records
 
-    folder = RUNS / f"{name}-{seed}"
+    folder, data = RUNS / f"{name}-{seed}", make_data((BASE | RECIPES[name])["held_out"])
     finetune.finetune(**prepare(name), seed=seed, output_dir=str(folder), resume=True)
     run, lines = records.read(folder), records.read_history(folder)
     # The median rate ignores evaluations and the load of other programs.
@@ -142,7 +131,8 @@ def train(name: str, seed: int) -> None:
         for key, value in run["settings"].items()
         if rules.affects(key) != rules.NOTHING and key != "seed"
     }
-    if settings["data"] == str(make_data()):
+    is_held_out = settings["data"] == str(data)
+    if is_held_out:
         settings["data"] = "SST-2"
     record = {
         "recipe": name,
@@ -153,7 +143,9 @@ def train(name: str, seed: int) -> None:
         "sentences": sentences,
         "minutes": sentences / rate / 60,
         "validation": [line["eval_accuracy"] for line in lines if "eval_accuracy" in line],
-        "held_out": evaluate(folder, make_data() / "dev.tsv"),
+        "held_out": {key: run["result"][key] for key in ("accuracy", "loss", "calibration_error")}
+        if is_held_out
+        else evaluate(folder, data / "dev.tsv"),
         "marks": [line["held_out"] for line in lines if "held_out" in line],
         "weights": hash_of_weights(folder),
     }
@@ -166,7 +158,7 @@ def hash_of_weights(folder: Path) -> str | None:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
 
 
-def with_marks(train: Callable) -> Callable:
+def with_marks(train: Callable, data_folder: Path) -> Callable:
     """`train` with an evaluation of the held-out sentences every MARK steps."""
     import transformers
 
@@ -175,7 +167,7 @@ def with_marks(train: Callable) -> Callable:
     from inputs.encoder_files import find_model
 
     def train_with_marks(run, model, optimizer, splits, settings) -> None:
-        text, folder, log = data.load(str(make_data())), find_model(settings.model), run._log
+        text, folder, log = data.load(str(data_folder)), find_model(settings.model), run._log
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         tokens = data.tokenize_split(text, "validation", tokenizer, settings.max_length)
         held_out = data.evaluation_loader(tokens, settings)
@@ -269,11 +261,14 @@ def tables() -> dict[str, str]:
         counts = collections.Counter(run["recipe"] for run in runs)
         return [run for run in runs if counts[run["recipe"]] >= 3]
 
-    runs = read()
+    runs, paired = [], []
+    for run in read():
+        (paired if run["settings"].get("held_out") == 3 else runs).append(run)
     confirmed = with_three_seeds(runs)
     names = {run["recipe"] for run in confirmed}
     by_title = {
         "held out": results(confirmed, "held_out"),
+        "paired": differences(paired, "10k"),
         "quick looks": results([run for run in runs if run["recipe"] not in names], "held_out"),
         "dev": results(with_three_seeds([run for run in runs if "dev" in run]), "dev"),
     }
@@ -314,6 +309,35 @@ def results(runs: list[dict], split: str) -> str:
         )
     head = ["recipe", "passes", "seeds", "sentences seen", "minutes", "accuracy", "best", "worst"]
     return table([*head, "neg. log-l.", "calib. error"], lines) + "\n"
+
+
+def differences(runs: list[dict], reference: str) -> str:
+    """One line for each recipe: its mean scores, minus those of the same seeds of `reference`.
+
+    The 95 % interval is that of a paired t-test.
+    """
+    scores: dict[str, dict[int, dict]] = {}
+    for run in runs:
+        scores.setdefault(run["recipe"], {})[run["seed"]] = run["held_out"]
+    lines = []
+    for name, by_seed in scores.items():
+        seeds = sorted(by_seed.keys() & scores[reference].keys())
+        cells = [name, str(len(seeds))]
+        for key, factor, digits in (("accuracy", 100, 2), ("loss", 1, 4)):
+            own, other = (
+                [factor * scores[recipe][seed][key] for seed in seeds]
+                for recipe in (name, reference)
+            )
+            cells.append(f"{statistics.mean(own):.{digits}f}")
+            if name == reference or len(seeds) < 2:
+                cells.append("")
+                continue
+            mean, low, high = mean_difference(own, other, is_paired=True, level=0.95)
+            ends = f"{low:+.{digits}f} to {high:+.{digits}f}"
+            cells.append(f"{mean:+.{digits}f} ({ends})")
+        lines.append(cells)
+    head = ["recipe", "seeds", "accuracy", "difference", "neg. log-l.", "difference"]
+    return table(head, lines) + "\n"
 
 
 def first_reached(runs: list[dict], target: float) -> int | None:

@@ -27,6 +27,7 @@ RECIPES = {
     "10k": QUICK,
     "10k rate 2e-4": QUICK | {"learning_rate": 2e-4},
     "10k no dropout": QUICK | {"dropout": 0.0},
+    "10k frozen embeddings": QUICK | {"freeze_embeddings": True},
     "10k probed head": QUICK | {"probed_head": 2_000},
     "10k head 2": QUICK | {"head_rate": 2.0},
     "10k layers 0.9": QUICK | {"layer_decay": 0.9},
@@ -77,8 +78,9 @@ def probe_head(finetune: ModuleType, sentences: int) -> None:
         inputs = F.pad(inputs, (0, 1), value=1.0)
         # Logits of 2 and -2 for the right and the wrong class; the ridge keeps the weights small.
         wanted = 4.0 * F.one_hot(targets, model.config.num_labels).double() - 2.0
-        ridge = 1e-2 * len(inputs) * torch.eye(inputs.shape[1], dtype=torch.double)
-        solution = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ wanted).float()
+        products = inputs.T @ inputs
+        ridge = 1e-2 * products.diagonal().mean() * torch.eye(len(products), dtype=torch.double)
+        solution = torch.linalg.solve(products + ridge, inputs.T @ wanted).float()
         with torch.no_grad():
             model.classifier.weight.copy_(solution[:-1].T)
             model.classifier.bias.copy_(solution[-1])
@@ -128,7 +130,7 @@ def scale_rates(finetune: ModuleType, scale: Callable[[str, int], float]) -> Non
 
 def scale_head_rate(finetune: ModuleType, factor: float) -> None:
     """The head learns at `factor` times the rate."""
-    scale_rates(finetune, lambda name, layers: factor if name.startswith("classifier") else 1.0)
+    scale_rates(finetune, lambda name, layers: factor if "classifier" in name else 1.0)
 
 
 def decay_rate_by_layer(finetune: ModuleType, decay: float) -> None:

@@ -141,7 +141,7 @@ def test_a_run_is_counted_marked_kept_at_its_last_epoch_and_not_trained_or_evalu
 
 def test_a_page_shows_each_table_of_the_recorded_runs():
     tables = accuracy.tables()
-    assert tables.keys() == {"held out", "quick looks", "dev", "times, zen3", "times, zen5"}
+    assert tables.keys() == {"held out", "paired", "quick looks", "dev", "times, zen3", "times, zen5"}
     for title, lines in tables.items():
         block = f"<!-- {title} -->\n```\n{lines}```\n"
         assert lines.count("\n") >= 3, title
@@ -189,9 +189,30 @@ def test_a_table_has_the_spread_over_seeds_and_time_counts_until_the_mean_reache
     rounds = [{"tutorial's loop": 10.0, "this project": 60.0}]
     lines = accuracy.times(runs, rounds).splitlines()
     # The means over seeds are 0.5, 0.75, 0.8 and 0.85; then 0.8, 0.85, 0.9 and 0.89.
-    assert [line.rsplit(maxsplit=4) for line in lines[1:]] == [
-        ["tutorial, to its end", "350", "10.0", "0.6", "1.0"],
-        ["tutorial, first at 85.00", "350", "10.0", "0.6", "1.0"],
-        ["one pass, to its end", "350", "60.0", "0.1", "6.0"],
-        ["one pass, first at 85.00", "200", "60.0", "0.1", "10.5"],
+    assert [line.rsplit(maxsplit=5) for line in lines[1:]] == [
+        ["tutorial, to its end", "350", "10.0", "0.6", "1.0", "85.00"],
+        ["tutorial, first at 85.00", "350", "10.0", "0.6", "1.0", "85.00"],
+        ["one pass, to its end", "350", "60.0", "0.1", "6.0", "89.00"],
+        ["one pass, first at 85.00", "200", "60.0", "0.1", "10.5", "85.00"],
     ]
+
+
+def test_the_difference_of_two_recipes_is_that_of_the_seeds_that_both_have():
+    def make_run(recipe: str, seed: int, accuracy: float, loss: float) -> dict:
+        return {
+            "recipe": recipe,
+            "seed": seed,
+            "held_out": {"accuracy": accuracy, "loss": loss},
+        }
+
+    runs = [make_run("10k", seed, 0.8 + seed / 100, 0.3) for seed in (1, 2, 3, 4)]
+    runs += [make_run("10k b", seed, 0.81 + seed / 100, 0.3 + seed / 1000) for seed in (2, 3, 4)]
+    runs += [make_run("10k c", 4, 0.83, 0.4), make_run("10k c", 9, 0.99, 0.1)]
+    rows = [re.split(r"  +", line) for line in accuracy.differences(runs, "10k").splitlines()]
+    assert rows[1] == ["10k", "4", "82.50", "0.3000"]
+    # Losses differ by 0.002, 0.003 and 0.004: t = 4.303 for 95 % and two degrees of freedom.
+    assert rows[2] == [
+        *("10k b", "3", "84.00", "+1.00 (+1.00 to +1.00)", "0.3030"),
+        "+0.0030 (+0.0005 to +0.0055)",
+    ]
+    assert rows[3] == ["10k c", "1", "83.00", "0.4000"]

@@ -141,7 +141,14 @@ def test_a_run_is_counted_marked_kept_at_its_last_epoch_and_not_trained_or_evalu
 
 def test_a_page_shows_each_table_of_the_recorded_runs():
     tables = accuracy.tables()
-    assert tables.keys() == {"held out", "paired", "quick looks", "dev", "times, zen3", "times, zen5"}
+    assert tables.keys() == {
+        "held out",
+        "paired",
+        "quick looks",
+        "dev",
+        "times, zen3",
+        "times, zen5",
+    }
     for title, lines in tables.items():
         block = f"<!-- {title} -->\n```\n{lines}```\n"
         assert lines.count("\n") >= 3, title

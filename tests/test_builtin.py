@@ -42,7 +42,7 @@ def test_the_check_reports_copies_lost_balance_revealing_words_and_wrong_lengths
     train[2], train[3] = "Lighthouses!", "Lighthouse keepers"
     labels[:] = True
     labels[:1100] = False
-    train[300:1100] = [f"{sentence} Alas." for sentence in train[300:1100]]
+    train[300:1100] = [f"{sentence} Zounds." for sentence in train[300:1100]]
     texts = [f"{number} is a number of three words" for number in range(1000)]
     problems = builtin_data.check(files, [*texts, "lighthouses", "lighthouse goats"], [other_text])
     counts = f"{len(train) - 1100:,} of {len(train):,}"
@@ -52,7 +52,7 @@ def test_the_check_reports_copies_lost_balance_revealing_words_and_wrong_lengths
     # A short sentence is similar only if all words are the same.
     assert f"similar to SST-2: {train[2]!r}" in problems
     assert f"similar to SST-2: {train[3]!r}" not in problems
-    assert any(line.startswith("'alas': reveals the label (found 0 pos") for line in problems)
+    assert any(line.startswith("'zounds': reveals the label (found 0 pos") for line in problems)
     assert any(line.startswith("lengths: distance must be at most 0.1 ") for line in problems)
     poor = builtin_data.check({"train.csv": (["dull " * 100] * 300, labels[1000:1300])}, None, [])
     assert "different words: must be 5,000 in 30,000 (found 1)" in poor

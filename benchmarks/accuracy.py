@@ -2,7 +2,7 @@
 
 python benchmarks/accuracy.py "one pass" tutorial --seeds 7 8    train the missing runs
 python benchmarks/accuracy.py "one pass" --seeds 7 8 --dev       and evaluate each model once on dev
-python benchmarks/accuracy.py --rates zen5                       speed of both loops on a Zen 5
+python benchmarks/accuracy.py --rates zen5                       speed of these loops on a Zen 5
 python benchmarks/accuracy.py                                    print the tables of all records
 
 Most of SST-2's rows are phrases of 6,886 sentences. A tenth of these sentences is held out with all
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from recipes import BASE, CHANGES, RECIPES
+from recipes import BASE, CHANGES, MANY_HELD_OUT, RECIPES
 from speed import spread, table
 from work import HERE, SST2
 
@@ -109,16 +109,20 @@ def start(name: str, seed: int) -> None:
     subprocess.run([sys.executable, __file__, "--train", name, str(seed)], check=True)
 
 
-def prepare(name: str) -> dict:
-    """The settings of a recipe; its changes are made in this process's modules."""
+def prepare(name: str) -> tuple[dict, Path]:
+    """The settings of a recipe, and the folder with its held-out sentences as validation data.
+
+    The recipe's changes are made in this process's modules.
+    """
     import finetune
 
     settings = BASE | RECIPES[name]
     folder = make_data(settings.pop("held_out"))
     finetune.train = with_marks(finetune.train, folder)
-    for key in settings.keys() & CHANGES.keys():
-        CHANGES[key](finetune, settings.pop(key))
-    return {"data": str(folder)} | settings
+    for key, change in CHANGES.items():
+        if key in settings:
+            change(finetune, settings.pop(key))
+    return {"data": str(folder)} | settings, folder
 
 
 def train(name: str, seed: int) -> None:
@@ -126,8 +130,9 @@ def train(name: str, seed: int) -> None:
     import finetune
     from training import record as records
 
-    folder, data = RUNS / f"{name}-{seed}", make_data((BASE | RECIPES[name])["held_out"])
-    finetune.finetune(**prepare(name), seed=seed, output_dir=str(folder), resume=True)
+    folder = RUNS / f"{name}-{seed}"
+    chosen, data = prepare(name)
+    finetune.finetune(**chosen, seed=seed, output_dir=str(folder), resume=True)
     run, lines = records.read(folder), records.read_history(folder)
     # The median rate ignores evaluations and the load of other programs.
     rate = statistics.median(line["samples_per_second"] for line in lines if "loss" in line)
@@ -137,9 +142,11 @@ def train(name: str, seed: int) -> None:
         for key, value in run["settings"].items()
         if rules.affects(key) != rules.NOTHING and key != "seed"
     }
-    is_held_out = settings["data"] == str(data)
-    if is_held_out:
-        settings["data"] = "SST-2"
+    if settings["data"] == str(data):
+        # The held-out sentences were the run's own validation data.
+        settings["data"], scores = "SST-2", run["result"]
+    else:
+        scores = evaluate(folder, data / "dev.tsv")
     record = {
         "recipe": name,
         # Defaults are recorded too, as a later version may change them.
@@ -149,9 +156,7 @@ def train(name: str, seed: int) -> None:
         "sentences": sentences,
         "minutes": sentences / rate / 60,
         "validation": [line["eval_accuracy"] for line in lines if "eval_accuracy" in line],
-        "held_out": {key: run["result"][key] for key in ("accuracy", "loss", "calibration_error")}
-        if is_held_out
-        else evaluate(folder, data / "dev.tsv"),
+        "held_out": {key: scores[key] for key in ("accuracy", "loss", "calibration_error")},
         "marks": [line["held_out"] for line in lines if "held_out" in line],
         "weights": hash_of_weights(folder),
     }
@@ -231,12 +236,14 @@ def measure_rates(processor: str) -> None:
     rows, results = make_sentences(), []
     for number in range(5):
         results.append({})
-        for name in dict.fromkeys(TIMED.values()):
+        for name, contender, size, steps, is_frozen in (
+            ("tutorial's loop", "tutorial's loop", 16, 6, False),
+            ("this project", "this project", 32, 30, False),
+            ("frozen embeddings", "this project", 32, 30, True),
+        ):
             model = encoder.load("builtin", ["negative", "positive"], None).model
-            model.get_input_embeddings().requires_grad_(name != "frozen embeddings")
-            is_tutorials = name == "tutorial's loop"
-            loop, size, steps = (name, 16, 6) if is_tutorials else ("this project", 32, 30)
-            result = measure.measure(loop, model, rows, size, steps, "fp32", 0.0)
+            model.get_input_embeddings().requires_grad_(not is_frozen)
+            result = measure.measure(contender, model, rows, size, steps, "fp32", 0.0)
             results[-1][name] = result["sentences_per_second"]
         print(f"round {number + 1}: {results[-1]}", file=sys.stderr)
     file = RESULTS.parent / f"accuracy-rates-{processor}.json"
@@ -272,15 +279,17 @@ def tables() -> dict[str, str]:
 
     runs, paired = [], []
     for run in read():
-        (paired if run["settings"].get("held_out") == 3 else runs).append(run)
+        has_many = run["settings"].get("held_out") == MANY_HELD_OUT
+        (paired if has_many else runs).append(run)
     confirmed = with_three_seeds(runs)
     names = {run["recipe"] for run in confirmed}
     by_title = {
         "held out": results(confirmed, "held_out"),
-        "paired": differences(paired, "10k"),
         "quick looks": results([run for run in runs if run["recipe"] not in names], "held_out"),
         "dev": results(with_three_seeds([run for run in runs if "dev" in run]), "dev"),
     }
+    if paired:
+        by_title["paired"] = differences(paired, "10k")
     if "tutorial" in names:
         for file in sorted(RESULTS.parent.glob("accuracy-rates-*.json")):
             rounds = json.loads(file.read_text("utf-8"))["rounds"]
@@ -321,32 +330,32 @@ def results(runs: list[dict], split: str) -> str:
 
 
 def differences(runs: list[dict], reference: str) -> str:
-    """One line for each recipe: its mean scores, minus those of the same seeds of `reference`.
+    """One line for each recipe: its mean scores and those of the same seeds of `reference`.
 
-    The 95 % interval is that of a paired t-test.
+    A difference has the 95 % interval of a paired t-test.
     """
     scores: dict[str, dict[int, dict]] = {reference: {}}
     for run in runs:
         scores.setdefault(run["recipe"], {})[run["seed"]] = run["held_out"]
+    references = scores.pop(reference)
     lines = []
     for name, by_seed in scores.items():
-        seeds = sorted(by_seed.keys() & scores[reference].keys())
+        seeds = sorted(by_seed.keys() & references.keys())
+        if not seeds:
+            continue
         cells = [name, str(len(seeds))]
         for key, factor, digits in (("accuracy", 100, 2), ("loss", 1, 4)):
-            own, other = (
-                [factor * scores[recipe][seed][key] for seed in seeds]
-                for recipe in (name, reference)
-            )
-            cells.append(f"{statistics.mean(own):.{digits}f}")
-            if name == reference or len(seeds) < 2:
-                cells.append("")
-                continue
-            mean, low, high = mean_difference(own, other, is_paired=True, level=0.95)
-            ends = f"{low:+.{digits}f} to {high:+.{digits}f}"
-            cells.append(f"{mean:+.{digits}f} ({ends})")
+            own = [factor * by_seed[seed][key] for seed in seeds]
+            others = [factor * references[seed][key] for seed in seeds]
+            means = statistics.mean(own), statistics.mean(others)
+            difference = f"{means[0] - means[1]:+.{digits}f}"
+            if len(seeds) > 1:
+                _, low, high = mean_difference(own, others, is_paired=True, level=0.95)
+                difference += f" ({low:+.{digits}f} to {high:+.{digits}f})"
+            cells += [*(f"{mean:.{digits}f}" for mean in means), difference]
         lines.append(cells)
-    head = ["recipe", "seeds", "accuracy", "difference", "neg. log-l.", "difference"]
-    return table(head, lines) + "\n"
+    head = ["recipe", "seeds", "accuracy", reference, "difference"]
+    return table([*head, "neg. log-l.", reference, "difference"], lines) + "\n"
 
 
 def first_reached(runs: list[dict], target: float) -> tuple[int, float] | None:
@@ -403,7 +412,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--dev", action="store_true", help="evaluate each model once on dev")
     parser.add_argument(
-        "--rates", metavar="PROCESSOR", help="measure both loops' speed; name the record so"
+        "--rates", metavar="PROCESSOR", help="measure the speed of these loops; name the record so"
     )
     parser.add_argument("--train", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

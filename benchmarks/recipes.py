@@ -1,17 +1,26 @@
-"""The recipes of accuracy.py: settings of finetune.py, and changes that are no settings."""
+"""The recipes of accuracy.py: settings of finetune.py, and changes that are no settings.
+
+torch is imported in functions, so that --help is answered at once.
+"""
 
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+    from torch.optim import Optimizer
 
-# A quick look: one pass over random rows, which the seed chooses. A third of the sentences is held
-# out, because 688 sentences alone would hide a difference of 1 point between two models.
-QUICK = {"epochs": 1, "max_train_samples": 10_000, "held_out": 3}
-# Settings that differ from finetune.py's defaults, `held_out`: one sentence in so many is held out,
-# and the keys of CHANGES.
+    from training.settings import Settings
+
+# Settings that differ from finetune.py's defaults. `held_out` 10 holds out one sentence in ten. The
+# keys of CHANGES are not settings.
 BASE = {"model": "builtin", "keep": "last", "held_out": 10}
+# Quick looks compare recipes over few steps, and hold out more sentences, because the accuracies of
+# two models on 688 sentences differ by a point by chance.
+MANY_HELD_OUT = 3
+QUICK = {"epochs": 1, "max_train_samples": 10_000, "held_out": MANY_HELD_OUT}
 RECIPES = {
     "tutorial": {
         "epochs": 3,
@@ -23,7 +32,7 @@ RECIPES = {
     },
     "one pass": {"epochs": 1},
     "two passes": {"epochs": 2},
-    # Half of the rows, for the time to the tutorial's accuracy.
+    # Half of the rows of `one pass`.
     "short pass": {"epochs": 1, "max_train_samples": 29_688, "freeze_embeddings": True},
     "built-in defaults": {"data": "builtin", "keep": "best"},
     "10k": QUICK,
@@ -37,16 +46,19 @@ RECIPES = {
 }
 
 
-def use_constant_rate(finetune: ModuleType, enabled: bool) -> None:
+def use_constant_rate(finetune: ModuleType, is_constant: bool) -> None:
     """No warm-up and no decay of the learning rate."""
-    finetune.learning_rate_at = lambda step, steps, settings: settings.learning_rate
+    if is_constant:
+        finetune.learning_rate_at = lambda step, steps, settings: settings.learning_rate
 
 
 def set_dropout(finetune: ModuleType, probability: float) -> None:
     """Another probability for each dropout of the model, that of attention included."""
+    from torch import nn
+
     load = finetune.load
 
-    def load_with_dropout(settings: object) -> object:
+    def load_with_dropout(settings: "Settings"):
         loaded = load(settings)
         for module in loaded.model.modules():
             if isinstance(module, nn.Dropout):
@@ -57,45 +69,59 @@ def set_dropout(finetune: ModuleType, probability: float) -> None:
 
 
 def probe_head(finetune: ModuleType, sentences: int) -> None:
-    """Set the new head by least squares on the encoder's own features of the first sentences."""
-    from torch.nn import functional as F
+    """Fit the new head by ridge regression on the encoder's features of some sentences.
+
+    These sentences are those of the first batches. Source: Kumar et al. 2022, Fine-Tuning can
+    Distort Pretrained Features.
+    """
+    import torch
+    from torch.nn import functional
 
     train = finetune.train
 
-    def train_probed(run, model, optimizer, splits, settings) -> None:
-        features, labels = [], []
+    def fit(model: "Module", batches: list, settings: "Settings") -> None:
+        features, parts = [], []
         hook = model.classifier.register_forward_pre_hook(
             lambda module, inputs: features.append(inputs[0])
         )
-        batches = finetune.data.training_loader(splits["train"], settings, 0)
         model.eval()
         with torch.inference_mode():
             for batch in batches:
                 for micro_batch in batch.micro_batches:
-                    labels.append(finetune.forward(model, micro_batch, settings.precision)[1])
-                if sum(map(len, labels)) >= sentences:
+                    parts.append(finetune.forward(model, micro_batch, settings.precision)[1])
+                if sum(map(len, parts)) >= sentences:
                     break
         hook.remove()
-        inputs, targets = torch.cat(features).double(), torch.cat(labels)
-        inputs = F.pad(inputs, (0, 1), value=1.0)
-        # Logits of 2 and -2 for the right and the wrong class; the ridge keeps the weights small.
-        wanted = 4.0 * F.one_hot(targets, model.config.num_labels).double() - 2.0
+        inputs = functional.pad(torch.cat(features).double(), (0, 1), value=1.0)
+        class_ids = torch.cat(parts)
+        # Logits are 2 for the right class and -2 for the wrong class.
+        logits = 4.0 * functional.one_hot(class_ids, model.config.num_labels).double() - 2.0
         products = inputs.T @ inputs
-        ridge = 1e-2 * products.diagonal().mean() * torch.eye(len(products), dtype=torch.double)
-        solution = torch.linalg.solve(products + ridge, inputs.T @ wanted).float()
+        # The penalty keeps weights small where features are few or alike.
+        penalty = 1e-2 * products.diagonal().mean() * torch.eye(len(products)).to(products)
+        solution = torch.linalg.solve(products + penalty, inputs.T @ logits).float()
         with torch.no_grad():
             model.classifier.weight.copy_(solution[:-1].T)
             model.classifier.bias.copy_(solution[-1])
+
+    def train_probed(run, model, optimizer, splits, settings) -> None:
+        # A resumed run has its trained head already.
+        if run.step == 0:
+            fit(model, finetune.data.training_loader(splits["train"], settings, 0), settings)
         train(run, model, optimizer, splits, settings)
 
     finetune.train = train_probed
 
 
 def smooth_labels(finetune: ModuleType, share: float) -> None:
-    """A `share` of each label's probability is divided among all classes, in training only."""
+    """Divide a `share` of each label's probability among all classes, in training only.
+
+    Source: Szegedy et al. 2016, Rethinking the Inception Architecture.
+    """
     cross_entropy = finetune.F.cross_entropy
 
-    def smooth(logits, labels, weights=None, reduction="mean") -> torch.Tensor:
+    def smooth(logits, labels, weights=None, reduction="mean") -> "Tensor":
+        # Only the training step sums the losses of a batch.
         smoothing = share if reduction == "sum" else 0.0
         return cross_entropy(
             logits, labels, weights, reduction=reduction, label_smoothing=smoothing
@@ -106,24 +132,26 @@ def smooth_labels(finetune: ModuleType, share: float) -> None:
 
 def scale_rates(finetune: ModuleType, scale: Callable[[str, int], float]) -> None:
     """The learning rate of a parameter, times `scale` of its name and the number of layers."""
+    import torch
+
     make_optimizer = finetune.make_optimizer
 
-    def make(model: nn.Module, settings: object) -> torch.optim.Optimizer:
+    def make(model: "Module", settings: "Settings") -> "Optimizer":
         optimizer = make_optimizer(model, settings)
         names = {id(p): name for name, p in model.named_parameters()}
         layers = model.config.num_hidden_layers
         groups = [
-            group | {"params": [p], "scale": scale(names[id(p)], layers)}
+            group | {"params": [p], "scale": group.get("scale", 1.0) * scale(names[id(p)], layers)}
             for group in optimizer.param_groups
             for p in group["params"]
         ]
         scaled = torch.optim.AdamW(groups, fused=True)
 
-        def apply(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        def apply(optimizer: "Optimizer", *_: object) -> None:
             for group in optimizer.param_groups:
                 group["lr"] *= group["scale"]
 
-        # The loop sets the same rate for all groups before each step.
+        # The loop sets one rate for all groups before each step.
         scaled.register_step_pre_hook(apply)
         return scaled
 
@@ -136,11 +164,14 @@ def scale_head_rate(finetune: ModuleType, factor: float) -> None:
 
 
 def decay_rate_by_layer(finetune: ModuleType, decay: float) -> None:
-    """Each layer learns at `decay` of the rate of the layer above, the embeddings at the lowest."""
+    """Each layer learns at `decay` of the rate of the layer above, the embeddings at the lowest.
+
+    Source: Clark et al. 2020, ELECTRA.
+    """
 
     def scale(name: str, layers: int) -> float:
-        _, has_number, rest = name.partition(".layer.")
-        if has_number:
+        _, separator, rest = name.partition(".layer.")
+        if separator:
             return decay ** (layers - int(rest.split(".")[0]))
         return decay ** (layers + 1) if ".embeddings." in name else 1.0
 

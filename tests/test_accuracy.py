@@ -48,7 +48,8 @@ def run(folder, *arguments: str) -> subprocess.CompletedProcess:
         "accuracy.RESULTS, accuracy.RUNS = folder / 'results', folder / 'runs';"
         "tiny = {'model': str(folder / 'tiny'), 'log_every': 1, 'learning_rate': 1e-3};"
         "constant = {'epochs': 2, 'constant_rate': True, 'batch_size': 16};"
-        "accuracy.RECIPES = {'constant': tiny | constant};"
+        "other = {'epochs': 1, 'data': str(folder / 'other')};"
+        "accuracy.RECIPES = {'constant': tiny | constant, 'other': tiny | other};"
         "accuracy.MARK = 2;"
         "accuracy.start = accuracy.train;"
         "accuracy.main()"
@@ -103,8 +104,21 @@ def test_a_run_is_counted_marked_kept_at_its_last_epoch_and_not_trained_or_evalu
     held_out = record["held_out"]
     assert held_out["accuracy"] == record["marks"][-1]["accuracy"] == last["eval_accuracy"]
     assert len(record["validation"]) == 2 and record["validation"][1] == last["eval_accuracy"]
-    assert abs(held_out["loss"] - last["eval_loss"]) < 1e-6
+    sentences = tmp_path / "runs" / "data-10" / "dev.tsv"
+    again = accuracy.evaluate(tmp_path / "runs" / "constant-1", sentences)
+    assert held_out == pytest.approx(again, abs=1e-4)
     assert {line["learning_rate"] for line in logged if "loss" in line} == {1e-3}
+    # A run on other data is evaluated on the held-out sentences, too.
+    (tmp_path / "other").mkdir()
+    for split, rows in lines.items():
+        text = "\n".join(["label\tsentence", *rows[::-1]]) + "\n"
+        (tmp_path / "other" / f"{split}.tsv").write_text(text)
+    assert run(tmp_path, "other", "--seeds", "1").returncode == 0
+    other = json.loads((tmp_path / "results" / "other-1.json").read_text())
+    assert other["settings"]["data"] == str(tmp_path / "other") and other["sentences"] == 160
+    again = accuracy.evaluate(tmp_path / "runs" / "other-1", sentences)
+    assert other["held_out"] == again
+    (tmp_path / "results" / "other-1.json").unlink()
     assert "constant" in first.stdout and f"{100 * held_out['accuracy']:.2f}" in first.stdout
 
     written = metrics.stat().st_mtime_ns
@@ -206,20 +220,18 @@ def test_a_table_has_the_spread_over_seeds_and_time_counts_until_the_mean_reache
 
 def test_the_difference_of_two_recipes_is_that_of_the_seeds_that_both_have():
     def make_run(recipe: str, seed: int, accuracy: float, loss: float) -> dict:
-        return {
-            "recipe": recipe,
-            "seed": seed,
-            "held_out": {"accuracy": accuracy, "loss": loss},
-        }
+        return {"recipe": recipe, "seed": seed, "held_out": {"accuracy": accuracy, "loss": loss}}
 
     runs = [make_run("10k", seed, 0.8 + seed / 100, 0.3) for seed in (1, 2, 3, 4)]
     runs += [make_run("10k b", seed, 0.81 + seed / 100, 0.3 + seed / 1000) for seed in (2, 3, 4)]
     runs += [make_run("10k c", 4, 0.83, 0.4), make_run("10k c", 9, 0.99, 0.1)]
-    rows = [re.split(r"  +", line) for line in accuracy.differences(runs, "10k").splitlines()]
-    assert rows[1] == ["10k", "4", "82.50", "0.3000"]
-    # Losses differ by 0.002, 0.003 and 0.004: t = 4.303 for 95 % and two degrees of freedom.
-    assert rows[2] == [
-        *("10k b", "3", "84.00", "+1.00 (+1.00 to +1.00)", "0.3030"),
-        "+0.0030 (+0.0005 to +0.0055)",
+    runs += [make_run("10k d", 9, 0.99, 0.1)]
+    table = accuracy.differences(runs, "10k").splitlines()
+    assert [re.split(r"  +", line) for line in table[1:]] == [
+        [
+            *("10k b", "3", "84.00", "83.00", "+1.00 (+1.00 to +1.00)"),
+            # Losses differ by 0.002, 0.003 and 0.004; 95 % of two degrees of freedom is t = 4.303.
+            *("0.3030", "0.3000", "+0.0030 (+0.0005 to +0.0055)"),
+        ],
+        ["10k c", "1", "83.00", "84.00", "-1.00", "0.4000", "0.3000", "+0.1000"],
     ]
-    assert rows[3] == ["10k c", "1", "83.00", "0.4000"]

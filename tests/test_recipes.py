@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import recipes
 
-SETTINGS = SimpleNamespace(learning_rate=1e-3, weight_decay=0.0, precision="fp32", device="cpu")
+SETTINGS = SimpleNamespace(learning_rate=1e-3, weight_decay=0.5, precision="fp32", device="cpu")
 
 
 @pytest.fixture
@@ -35,6 +35,15 @@ def test_each_parameter_learns_at_its_own_share_of_the_rate(model, change, value
     module = SimpleNamespace(make_optimizer=finetune.make_optimizer)
     recipes.CHANGES[change](module, value)
     optimizer = module.make_optimizer(model, SETTINGS)
+    names = {id(p): name for name, p in model.named_parameters()}
+
+    def decays(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+        groups = optimizer.param_groups
+        return {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
+
+    assert decays(optimizer) == decays(finetune.make_optimizer(model, SETTINGS))
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.0
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for p in model.parameters():
         p.grad = torch.ones_like(p)
@@ -43,9 +52,9 @@ def test_each_parameter_learns_at_its_own_share_of_the_rate(model, change, value
             group["lr"] = rate
         optimizer.step()
     for part, scale in scales.items():
-        names = [name for name in before if part in name]
-        assert names
-        for name in names:
+        named = [name for name in before if part in name]
+        assert named
+        for name in named:
             # With constant gradients, AdamW moves each weight by the learning rate.
             moved = before[name] - model.get_parameter(name)
             assert torch.allclose(moved, torch.full_like(moved, scale * 1.1e-2), rtol=2e-3), name
@@ -83,25 +92,57 @@ def test_a_probed_head_classifies_sentences_by_the_features_of_an_unchanged_enco
     ids = torch.randint(1000, 20000, (60, 12), generator=random)
     labels = torch.arange(60) % 2
     ids[:, 5] = torch.where(labels == 1, 2204, 2919)
-    batches = [
-        SimpleNamespace(
-            micro_batches=[{"input_ids": ids[part], "labels": labels[part]} for part in halves]
+
+    def probe(step: int, labels: torch.Tensor) -> torch.Tensor:
+        """The head's weights after `train` at this step, with two batches of 40 and 20."""
+        batches = [
+            SimpleNamespace(
+                micro_batches=[{"input_ids": ids[part], "labels": labels[part]} for part in parts]
+            )
+            for parts in ((slice(0, 20), slice(20, 40)), (slice(40, 60),))
+        ]
+        trained = []
+        module = SimpleNamespace(
+            data=SimpleNamespace(training_loader=lambda *_: batches),
+            forward=finetune.forward,
+            train=lambda *_: trained.append(1),
         )
-        for halves in ((slice(0, 20), slice(20, 40)), (slice(40, 60),))
-    ]
-    trained = []
-    data = SimpleNamespace(training_loader=lambda *_: batches)
-    module = SimpleNamespace(
-        data=data, forward=finetune.forward, train=lambda *_: trained.append(1)
-    )
-    body = {name: p.clone() for name, p in model.named_parameters() if name[:11] != "classifier."}
-    recipes.CHANGES["probed_head"](module, 40)
-    module.train(None, model, None, {"train": None}, SETTINGS)
-    assert trained and all(torch.equal(p, model.get_parameter(name)) for name, p in body.items())
-    model.eval()
+        recipes.CHANGES["probed_head"](module, 40)
+        module.train(SimpleNamespace(step=step), model, None, {"train": None}, SETTINGS)
+        assert trained
+        return model.classifier.weight.clone()
+
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    # A resumed run keeps its head.
+    assert torch.equal(probe(1, labels), before["classifier.weight"])
+    head = probe(0, labels)
+    # 40 sentences are enough here, so that the third micro-batch has no effect.
+    assert torch.equal(probe(0, torch.where(torch.arange(60) < 40, labels, 0)), head)
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]) != name.startswith("classifier."), name
     with torch.inference_mode():
-        logits = model(input_ids=ids).logits
+        logits = model.eval()(input_ids=ids).logits
     # 33 random features don't separate 40 sentences fully.
     assert (logits.argmax(1) == labels)[:40].float().mean() > 0.75
     # The two classes have opposite logits, because their targets do.
     assert torch.allclose(logits.sum(1), torch.zeros(60), atol=1e-4)
+
+
+def test_a_constant_rate_is_constant_only_if_the_recipe_says_so():
+    import finetune
+
+    for is_constant in (False, True):
+        module = SimpleNamespace(learning_rate_at=finetune.learning_rate_at)
+        recipes.CHANGES["constant_rate"](module, is_constant)
+        settings = SimpleNamespace(learning_rate=1e-3, warmup=0.1)
+        assert (module.learning_rate_at(99, 100, settings) == 1e-3) == is_constant
+
+
+def test_changes_of_the_rate_multiply(model):
+    import finetune
+
+    module = SimpleNamespace(make_optimizer=finetune.make_optimizer)
+    recipes.CHANGES["head_rate"](module, 3.0)
+    recipes.CHANGES["layer_decay"](module, 0.5)
+    scales = {group["scale"] for group in module.make_optimizer(model, SETTINGS).param_groups}
+    assert scales == {3.0, 0.5, 0.25, 0.125}

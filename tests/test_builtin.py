@@ -18,15 +18,22 @@ import builtin_data
 FILES = ("train.csv", "dev.csv")
 
 
-def test_the_builtin_sentences_are_enough_balanced_rich_and_different_and_not_from_sst2():
+def test_the_builtin_sentences_are_enough_balanced_rich_different_not_from_sst2_and_as_documented(
+    capsys,
+):
     files = {name: builtin_data.read(name) for name in FILES}
-    assert len(files["train.csv"][0]) >= 2000 and len(files["dev.csv"][0]) >= 400
+    assert len(files["train.csv"][0]) >= 5000 and len(files["dev.csv"][0]) >= 400
     beginnings = [" ".join(s.lower().split()[:2]) for rows, _ in files.values() for s in rows]
     assert max(Counter(beginnings).values()) < 0.02 * len(beginnings)
     is_available = (SST2 / "train.tsv").exists()
     texts = builtin_data.read_sst2("train") if is_available else None
     other_texts = builtin_data.read_sst2("dev", "test") if is_available else []
     assert builtin_data.check(files, texts, other_texts) == []
+    page = (ROOT / "builtin" / "README.md").read_text("utf-8")
+    # Two lines before the list of words compare with SST-2.
+    printed = capsys.readouterr().out.partition("gain of a rule")[0].splitlines()
+    assert len(printed) == (5 if is_available else 3)
+    assert all(f"\n{line}\n" in page for line in printed), printed
 
 
 def test_a_contraction_is_two_words_as_sst2_writes_it():

@@ -215,7 +215,9 @@ def test_a_full_disk_ends_the_run_with_one_error_and_keeps_complete_files(
     # A checkpoint of 12 MB is too large; a narrow one fits, but the tokenizer of 0.7 MB does not.
     narrow = {"dim": 1, "hidden_dim": 2, "n_heads": 1} if first_to_fail == "model" else {}
     save_tiny(tmp_path / "model", **narrow)
-    flags = ["--model", "model", "--data", "builtin", "--output-dir", "run", "--epochs", "1"]
+    rows = "".join(f'"{text} {number}",{label}\n' for number in range(5) for text, label in ROWS)
+    (tmp_path / "a.csv").write_text("text,label\n" + rows)
+    flags = ["--model", "model", "--data", "a.csv", "--output-dir", "run", "--epochs", "1"]
     run = finetune(*flags, **limited(tmp_path, "RLIMIT_FSIZE", 2**19))
     assert run.code == 1 and len(run.errors) == 1, run.err
     assert f"{first_to_fail} could not be written" in run.errors[0] and "Traceback" not in run.err

@@ -50,7 +50,17 @@ def test_wrong_flags_are_reported_once(tmp_path):
 
 
 @long
-def test_help_is_printed_once(tmp_path):
+def test_help_is_printed_once_and_no_process_ends_inside_the_group(tmp_path, monkeypatch):
+    # A process that ends inside the group can abort with SIGABRT, after its work is done.
+    check = """import atexit, sys
+def check():
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_initialized():
+        print("error: still in the group", file=sys.stderr)
+atexit.register(check)
+"""
+    (tmp_path / "sitecustomize.py").write_text(check)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     run = launch(tmp_path, TWO_PROCESSES, "--help")
     out, err = run.communicate(timeout=60)
     assert run.returncode == 0 and out.count("usage:") == 1 and "error" not in err, err

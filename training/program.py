@@ -45,7 +45,12 @@ def finish(main: Callable[["Settings"], object], settings: "Settings") -> None:
 @contextlib.contextmanager
 def _exit_codes() -> Iterator[None]:
     with console.exit_codes(rendezvous.may_report), rendezvous.lost_peers():
-        yield
+        try:
+            yield
+        except SystemExit:
+            # --help, or a run that is complete. A process that ends inside the group can abort.
+            rendezvous.leave()
+            raise
 
 
 def call(

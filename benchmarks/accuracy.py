@@ -52,9 +52,7 @@ def spans(tokens: list[str]) -> Iterator[str]:
             yield " ".join(tokens[start:end])
 
 
-def split_by_sentence(
-    rows: list[str], seed: int = 8, parts: int = 10
-) -> tuple[list[int], list[int], set[int]]:
+def split_by_sentence(rows: list[str], parts: int = 10) -> tuple[list[int], list[int], set[int]]:
     """Hold out random sentences, one in `parts`, with all rows that are phrases of them.
 
     Args:
@@ -71,7 +69,7 @@ def split_by_sentence(
             sentences.append(row)
             phrases.update(spans(tokens[row]))
     sentences.sort()
-    sample = np.random.default_rng(seed).permutation(len(sentences))[: len(sentences) // parts]
+    sample = np.random.default_rng(8).permutation(len(sentences))[: len(sentences) // parts]
     held_out = sorted(sentences[number] for number in sample)
     phrases = {span for row in held_out for span in spans(tokens[row])}
     train = [row for row in range(len(rows)) if " ".join(tokens[row]) not in phrases]
@@ -89,7 +87,7 @@ def make_data(parts: int = 10) -> Path:
     folder = RUNS / f"data-{parts}"
     if not folder.exists():
         labels, texts = read_rows(SST2 / "train.tsv")
-        train, held_out, _ = split_by_sentence(texts, parts=parts)
+        train, held_out, _ = split_by_sentence(texts, parts)
 
         def fill(aside: Path) -> None:
             for name, rows in (("train", train), ("dev", held_out)):
@@ -178,9 +176,11 @@ def with_marks(train: Callable, data_folder: Path) -> Callable:
     from inputs.encoder_files import find_model
 
     def train_with_marks(run, model, optimizer, splits, settings) -> None:
-        text, folder, log = data.load(str(data_folder)), find_model(settings.model), run._log
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        tokens = data.tokenize_split(text, "validation", tokenizer, settings.max_length)
+        log, tokens = run._log, splits["validation"]
+        if settings.data != str(data_folder):
+            text, folder = data.load(str(data_folder)), find_model(settings.model)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+            tokens = data.tokenize_split(text, "validation", tokenizer, settings.max_length)
         held_out = data.evaluation_loader(tokens, settings)
 
         def log_with_mark(line: dict) -> None:

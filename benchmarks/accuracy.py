@@ -23,7 +23,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from recipes import BASE, CHANGES, MANY_HELD_OUT, RECIPES
+from changes import CHANGES
+from recipes import BASE, MANY_HELD_OUT, RECIPES
+from rows import ROWS
 from speed import spread, table
 from work import HERE, SST2
 
@@ -82,16 +84,23 @@ def read_rows(file: Path) -> tuple[list[str], list[str]]:
     return [row[0] for row in rows], [row[1] for row in rows]
 
 
-def make_data(parts: int = 10) -> Path:
-    """A folder with train.tsv and dev.tsv: the training rows and the held-out sentences."""
-    folder = RUNS / f"data-{parts}"
+def make_data(parts: int = 10, rows: str | None = None) -> Path:
+    """A folder with train.tsv and dev.tsv: the training rows and the held-out sentences.
+
+    Args:
+        rows: a key of ROWS, which changes the training rows and not the held-out sentences.
+    """
+    folder = RUNS / "-".join(["data", str(parts), *(rows.split() if rows else ())])
     if not folder.exists():
         labels, texts = read_rows(SST2 / "train.tsv")
-        train, held_out, _ = split_by_sentence(texts, parts)
+        train, held_out, sentences = split_by_sentence(texts, parts)
+        if rows:
+            train = ROWS[rows](train, labels, texts, sentences)
+        print(f"{folder.name}: {len(train):,} training rows", file=sys.stderr)
 
         def fill(aside: Path) -> None:
-            for name, rows in (("train", train), ("dev", held_out)):
-                lines = ["label\tsentence", *(f"{labels[row]}\t{texts[row]}" for row in rows)]
+            for name, numbers in (("train", train), ("dev", held_out)):
+                lines = ["label\tsentence", *(f"{labels[row]}\t{texts[row]}" for row in numbers)]
                 (aside / f"{name}.tsv").write_text("\n".join(lines) + "\n", "utf-8")
 
         RUNS.mkdir(exist_ok=True)
@@ -115,7 +124,7 @@ def prepare(name: str) -> tuple[dict, Path]:
     import finetune
 
     settings = BASE | RECIPES[name]
-    folder = make_data(settings.pop("held_out"))
+    folder = make_data(settings.pop("held_out"), settings.pop("rows", None))
     finetune.train = with_marks(finetune.train, folder)
     for key, change in CHANGES.items():
         if key in settings:

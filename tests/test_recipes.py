@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import recipes
+import changes
 
 SETTINGS = SimpleNamespace(learning_rate=1e-3, weight_decay=0.5, precision="fp32", device="cpu")
 
@@ -33,7 +33,7 @@ def test_each_parameter_learns_at_its_own_share_of_the_rate(model, change, value
     import finetune
 
     module = SimpleNamespace(make_optimizer=finetune.make_optimizer)
-    recipes.CHANGES[change](module, value)
+    changes.CHANGES[change](module, value)
     optimizer = module.make_optimizer(model, SETTINGS)
     names = {id(p): name for name, p in model.named_parameters()}
 
@@ -62,7 +62,7 @@ def test_each_parameter_learns_at_its_own_share_of_the_rate(model, change, value
 
 def test_smooth_labels_change_the_training_loss_and_not_the_evaluation_loss():
     module = SimpleNamespace(F=functional)
-    recipes.CHANGES["label_smoothing"](module, 0.1)
+    changes.CHANGES["label_smoothing"](module, 0.1)
     logits, labels = (
         torch.randn(8, 2, generator=torch.Generator().manual_seed(0)),
         torch.arange(8) % 2,
@@ -80,7 +80,7 @@ def test_without_dropout_a_model_in_training_repeats_its_logits(model):
     module = SimpleNamespace(load=lambda settings: SimpleNamespace(model=model))
     model.train()
     assert not torch.equal(model(**inputs).logits, model(**inputs).logits)
-    recipes.CHANGES["dropout"](module, 0.0)
+    changes.CHANGES["dropout"](module, 0.0)
     module.load(SETTINGS)
     assert torch.equal(model(**inputs).logits, model(**inputs).logits)
 
@@ -107,7 +107,7 @@ def test_a_probed_head_classifies_sentences_by_the_features_of_an_unchanged_enco
             forward=finetune.forward,
             train=lambda *_: trained.append(1),
         )
-        recipes.CHANGES["probed_head"](module, 40)
+        changes.CHANGES["probed_head"](module, 40)
         module.train(SimpleNamespace(step=step), model, None, {"train": None}, SETTINGS)
         assert trained
         return model.classifier.weight.clone()
@@ -133,7 +133,7 @@ def test_a_constant_rate_is_constant_only_if_the_recipe_says_so():
 
     for is_constant in (False, True):
         module = SimpleNamespace(learning_rate_at=finetune.learning_rate_at)
-        recipes.CHANGES["constant_rate"](module, is_constant)
+        changes.CHANGES["constant_rate"](module, is_constant)
         settings = SimpleNamespace(learning_rate=1e-3, warmup=0.1)
         assert (module.learning_rate_at(99, 100, settings) == 1e-3) == is_constant
 
@@ -142,7 +142,7 @@ def test_changes_of_the_rate_multiply(model):
     import finetune
 
     module = SimpleNamespace(make_optimizer=finetune.make_optimizer)
-    recipes.CHANGES["head_rate"](module, 3.0)
-    recipes.CHANGES["layer_decay"](module, 0.5)
+    changes.CHANGES["head_rate"](module, 3.0)
+    changes.CHANGES["layer_decay"](module, 0.5)
     scales = {group["scale"] for group in module.make_optimizer(model, SETTINGS).param_groups}
     assert scales == {3.0, 0.5, 0.25, 0.125}

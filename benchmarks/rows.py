@@ -16,8 +16,8 @@ def drop_near_duplicates(
     """The rows without near-duplicates, in their original order.
 
     A row is dropped if another row has the same label and the same tokens with one or two more at
-    the start, at the end, or at both. That row may be dropped too, because of a longer one. The
-    first of several rows with the same label and tokens counts; the others are dropped.
+    the start, at the end, or at both. The longer row may be dropped too, because of a third. If
+    several rows have the same label and tokens, the first one stays.
     """
     tokens = {row: texts[row].split() for row in rows}
     shorter = {

@@ -46,5 +46,6 @@ RECIPES = {
     "43k half r-drop": FULL | {"half_r_drop": 1.0},
     "43k bf16": FULL | {"precision": "bf16"},
     "one pass no dropout": {"epochs": 1, "dropout": 0.0},
+    "half no dropout": {"epochs": 1, "max_train_samples": 29_688, "dropout": 0.0},
     "short no dropout": {"epochs": 1, "max_train_samples": 31_000, "dropout": 0.0},
 }

@@ -40,8 +40,18 @@ MARK = 320
 TIMED = {
     "tutorial": "tutorial's loop",
     "one pass": "this project",
+    "half no dropout": "no dropout",
     "short pass": "frozen embeddings",
 }
+# The contender of contenders.py, batch size, timed steps, dropout, and if embeddings are trained.
+LOOPS = {
+    "tutorial's loop": ("tutorial's loop", 16, 6, None, True),
+    "this project": ("this project", 32, 30, None, True),
+    "no dropout": ("this project", 32, 30, 0.0, True),
+    "frozen embeddings": ("this project", 32, 30, None, False),
+}
+# Recipes over the same number of sentences are compared with these.
+REFERENCES = ("10k", "43k")
 
 
 # ---- The sentences ----
@@ -236,7 +246,7 @@ def evaluate_on_dev(name: str, seed: int) -> None:
 
 
 def measure_rates(processor: str) -> None:
-    """Measure sentences a second of each loop of TIMED."""
+    """Measure sentences a second of each of LOOPS."""
     import measure
     from work import make_sentences
 
@@ -245,13 +255,9 @@ def measure_rates(processor: str) -> None:
     rows, results = make_sentences(), []
     for number in range(5):
         results.append({})
-        for name, contender, size, steps, is_frozen in (
-            ("tutorial's loop", "tutorial's loop", 16, 6, False),
-            ("this project", "this project", 32, 30, False),
-            ("frozen embeddings", "this project", 32, 30, True),
-        ):
-            model = encoder.load("builtin", ["negative", "positive"], None).model
-            model.get_input_embeddings().requires_grad_(not is_frozen)
+        for name, (contender, size, steps, dropout, are_trained) in LOOPS.items():
+            model = encoder.load("builtin", ["negative", "positive"], None, dropout).model
+            model.get_input_embeddings().requires_grad_(are_trained)
             result = measure.measure(contender, model, rows, size, steps, "fp32", 0.0)
             results[-1][name] = result["sentences_per_second"]
         print(f"round {number + 1}: {results[-1]}", file=sys.stderr)
@@ -263,20 +269,32 @@ def measure_rates(processor: str) -> None:
 
 
 def read() -> list[dict]:
-    """The records of all runs.
+    """The records of all runs: a file for each, and a line for each of many runs on a GPU.
 
     Raises:
         ValueError: the runs of a recipe differ in their settings or number of sentences.
     """
     files = sorted(RESULTS.glob("*-[0-9]*.json"))
     runs = [json.loads(file.read_text("utf-8")) for file in files]
+    for file in sorted(RESULTS.glob("*.jsonl")):
+        runs += map(json.loads, file.read_text("utf-8").splitlines())
     first: dict[str, dict] = {}
     for run in runs:
         reference = first.setdefault(run["recipe"], run)
-        if any(reference[key] != run[key] for key in ("settings", "sentences")):
+        if _effects(reference) != _effects(run):
             problem = f"settings or sentences differ between the runs of {run['recipe']}"
             raise ValueError(f"{RESULTS}: {problem}; remove the records of one kind")
     return runs
+
+
+def _effects(run: dict) -> dict[str, object]:
+    """The number of sentences, and the settings that affect more than rounding."""
+    # A setting that an older record lacks counts as None.
+    return {"sentences": run["sentences"]} | {
+        name: value
+        for name, value in run["settings"].items()
+        if value is not None and rules.affects(name) == rules.RESULT
+    }
 
 
 def tables() -> dict[str, str]:
@@ -297,8 +315,9 @@ def tables() -> dict[str, str]:
         "quick looks": results([run for run in runs if run["recipe"] not in names], "held_out"),
         "dev": results(with_three_seeds([run for run in runs if "dev" in run]), "dev"),
     }
-    if paired:
-        by_title["paired"] = differences(paired, "10k")
+    for reference in REFERENCES:
+        if own := [run for run in paired if run["recipe"].split()[0] == reference]:
+            by_title[f"paired, {reference}"] = differences(own, reference)
     if "tutorial" in names:
         for file in sorted(RESULTS.parent.glob("accuracy-rates-*.json")):
             rounds = json.loads(file.read_text("utf-8"))["rounds"]
@@ -308,7 +327,7 @@ def tables() -> dict[str, str]:
 
 
 def results(runs: list[dict], split: str) -> str:
-    """One line for each recipe: sentences, minutes of the fastest seed, and scores over seeds.
+    """One line for each recipe: sentences, minutes of a CPU's fastest seed, scores over seeds.
 
     Args:
         split: `held_out` or `dev`.
@@ -317,6 +336,8 @@ def results(runs: list[dict], split: str) -> str:
     for name in dict.fromkeys(run["recipe"] for run in runs):
         seeds = [run for run in runs if run["recipe"] == name]
         accuracies = [100 * run[split]["accuracy"] for run in seeds]
+        # A GPU's minutes are of many runs at the same time.
+        minutes = [run["minutes"] for run in seeds if run["settings"].get("device") != "cuda"]
         deviation = f" ± {statistics.stdev(accuracies):.2f}" if len(seeds) > 1 else ""
         loss, error = (
             statistics.mean(run[split][key] for run in seeds)
@@ -328,7 +349,7 @@ def results(runs: list[dict], split: str) -> str:
                 str(seeds[0]["settings"]["epochs"]),
                 str(len(seeds)),
                 f"{seeds[0]['sentences']:,}",
-                f"{min(run['minutes'] for run in seeds):.0f}",
+                f"{min(minutes):.0f}" if minutes else "–",
                 f"{statistics.mean(accuracies):.2f}{deviation}",
                 *(f"{max(accuracies):.2f}", f"{min(accuracies):.2f}"),
                 *(f"{loss:.3f}", f"{error:.3f}"),

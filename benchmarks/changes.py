@@ -42,22 +42,6 @@ def use_cosine_rate(finetune: ModuleType, is_cosine: bool) -> None:
         finetune.learning_rate_at = cosine_rate_at
 
 
-def set_dropout(finetune: ModuleType, probability: float) -> None:
-    """Another probability for each dropout of the model, that of attention included."""
-    from torch import nn
-
-    load = finetune.load
-
-    def load_with_dropout(settings: "Settings"):
-        loaded = load(settings)
-        for module in loaded.model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = probability
-        return loaded
-
-    finetune.load = load_with_dropout
-
-
 def probe_head(finetune: ModuleType, sentences: int) -> None:
     """Fit the new head by ridge regression on the encoder's features of some sentences.
 
@@ -274,7 +258,6 @@ def learn_masked_words_first(finetune: ModuleType, rate: float) -> None:
 CHANGES: dict[str, Callable[[ModuleType, float], None]] = {
     "constant_rate": use_constant_rate,
     "cosine_rate": use_cosine_rate,
-    "dropout": set_dropout,
     "probed_head": probe_head,
     "label_smoothing": smooth_labels,
     "head_rate": scale_head_rate,

@@ -30,18 +30,21 @@ class Encoder(NamedTuple):
     has_new_head: bool  # random weights
 
 
-def load(name: str, labels: Sequence[str] | None, max_length: int | None) -> Encoder:
+def load(
+    name: str, labels: Sequence[str] | None, max_length: int | None, dropout: float | None = None
+) -> Encoder:
     """An encoder in float32 with a classification head for `labels`, and its fast tokenizer.
 
     The checkpoint's head is kept if it has the same labels in the same order. The weights of a new
     head come from torch's global generator. With labels None the checkpoint must have a head.
-    `max_length` None is 512 tokens, or the model's limit if lower. InputError if `name` is not an
+    `max_length` None is 512 tokens, or the model's limit if lower. `dropout` None is config.json's. InputError if `name` is not an
     encoder that can classify padded batches.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     folder = find_model(name)
     config, same_labels = _load_config(folder, name, labels)
+    _set_dropout(config, dropout)
     tokenizer = _load_tokenizer(folder, name)
     try:
         model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -111,6 +114,14 @@ def _load_config(
     # config.json can ask for outputs that cannot be used, computed or saved here.
     config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
     return config, same_labels
+
+
+def _set_dropout(config: transformers.PreTrainedConfig, probability: float | None) -> None:
+    # Names differ: attention_dropout in DistilBERT, attention_probs_dropout_prob in BERT. A name
+    # without a number stands for one of the others.
+    for name, value in config.to_dict().items():
+        if probability is not None and "dropout" in name and isinstance(value, float | int):
+            setattr(config, name, probability)
 
 
 def _has_labels(config: transformers.PreTrainedConfig, labels: Sequence[str]) -> bool:

@@ -242,6 +242,33 @@ def test_a_saved_model_has_the_names_that_transformers_4_reads(tmp_path):
         assert (tmp_path / "third" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
+@pytest.mark.parametrize(
+    "kind", ["albert", "bert", "deberta-v2", "distilbert", "electra", "modernbert", "roberta"]
+)
+def test_the_dropout_setting_reaches_every_part_of_an_encoder_and_changes_no_weight(tmp_path, kind):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 64, "vocab_size": 30522, "pad_token_id": 0}
+    config = transformers.AutoConfig.for_model(kind, **sizes)
+    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    copy_tokenizer(tmp_path)
+    ids = torch.arange(5, 205).reshape(20, 10)
+
+    def trained(dropout: float | None) -> tuple[dict[str, torch.Tensor], bool]:
+        """The weights, and True if two forward passes of training are alike."""
+        torch.manual_seed(0)
+        model = encoder.load(str(tmp_path), ["a", "b"], None, dropout).model.train()
+        first, second = (model(input_ids=ids).logits for _ in range(2))
+        return model.state_dict(), torch.equal(first, second)
+
+    (weights, is_alike), (others, repeats) = trained(0.0), trained(0.5)
+    assert is_alike and not repeats
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    own = encoder.load(str(tmp_path), ["a", "b"], None).model.config
+    assert {k: v for k, v in own.to_dict().items() if "dropout" in k} == {
+        k: v for k, v in config.to_dict().items() if "dropout" in k
+    }
+
+
 def test_the_tokenizer_of_a_model_without_segments_does_not_return_them(tmp_path, tiny):
     loaded = encoder.load(str(tiny), ["bad", "good"], None)
     encoder.save(loaded.model, loaded.tokenizer, tmp_path / "saved")

@@ -281,6 +281,20 @@ def test_only_frozen_embeddings_stay_unchanged(in_process, tmp_path, tiny, flag)
     )
 
 
+def test_a_run_with_dropout_0_is_that_of_a_checkpoint_without_dropout(in_process, tmp_path, tiny):
+    flags = ["--data", "builtin", "--max-train-samples", "64", "--epochs", "1", "--dropout"]
+    weights = []
+    for name, model, dropout in (
+        ("a", training.no_dropout(tmp_path / "plain"), "0"),
+        ("b", tiny, "0"),
+        ("c", tiny, "0.1"),
+    ):
+        run = in_process("--model", model, *flags, dropout, "--output-dir", name)
+        assert run.code == 0, run.err
+        weights.append((tmp_path / name / "model" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1] != weights[2]
+
+
 # ---- Precision and compilation ----
 
 

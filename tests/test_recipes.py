@@ -85,16 +85,6 @@ def test_smooth_labels_change_the_training_loss_and_not_the_evaluation_loss():
     assert torch.allclose(evaluated, -right[:, 0])
 
 
-def test_without_dropout_a_model_in_training_repeats_its_logits(model):
-    inputs = {"input_ids": torch.arange(5, 25)[None], "attention_mask": torch.ones(1, 20)}
-    module = SimpleNamespace(load=lambda settings: SimpleNamespace(model=model))
-    model.train()
-    assert not torch.equal(model(**inputs).logits, model(**inputs).logits)
-    changes.CHANGES["dropout"](module, 0.0)
-    module.load(SETTINGS)
-    assert torch.equal(model(**inputs).logits, model(**inputs).logits)
-
-
 def test_a_probed_head_classifies_sentences_by_the_features_of_an_unchanged_encoder(model):
     import finetune
 

@@ -80,6 +80,7 @@ class Settings:
     warmup: float = _row("a number from 0 to below 1", lambda x: 0 <= x < 1)
     weight_decay: float = _row("a number of 0 or more", _is_at_least_0)
     max_grad_norm: float = _row("a number of 0 or more", _is_at_least_0)
+    dropout: float | None = _row("a number from 0 to below 1", lambda x: 0 <= x < 1)
     freeze_embeddings: bool = _row("True or False")
     class_weights: str | None = _one_of("balanced")
     keep: str = _one_of("best", "macro_f1", "last")

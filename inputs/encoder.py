@@ -37,8 +37,8 @@ def load(
 
     The checkpoint's head is kept if it has the same labels in the same order. The weights of a new
     head come from torch's global generator. With labels None the checkpoint must have a head.
-    `max_length` None is 512 tokens, or the model's limit if lower. `dropout` None is config.json's. InputError if `name` is not an
-    encoder that can classify padded batches.
+    `max_length` None is 512 tokens, or the model's limit if lower. `dropout` None is the model's
+    own. InputError if `name` is not an encoder that can classify padded batches.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -75,7 +75,8 @@ needs_onednn = pytest.mark.skipif(
 
 @pytest.fixture
 def capability(request, monkeypatch):
-    """The instruction set that torch reports for the CPU."""
+    """The instruction set that torch reports for the CPU, which is AMD's."""
+    monkeypatch.setattr(speed, "_is_amd", lambda: True)
     if request.param == "AVX512" and not torch.backends.mkldnn.is_available():
         pytest.skip("this build of torch has no oneDNN")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
@@ -258,12 +259,23 @@ def test_a_frozen_weight_of_a_onednn_layer_gets_no_gradient(frozen):
     )
 
 
-def test_bf16_and_compiled_models_keep_torchs_own_linear_layers(tmp_path, monkeypatch):
+def test_bf16_compiled_models_and_intels_cpus_keep_torchs_own_linear_layers(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    for precision, compiled in (("bf16", False), ("fp32", True)):
+    cases = (("bf16", False, True), ("fp32", True, True), ("fp32", False, False))
+    for precision, compiled, is_amd in cases:
+        monkeypatch.setattr(speed, "_is_amd", lambda is_amd=is_amd: is_amd)
         model = load("distilbert", tmp_path)
         speed.prepare(model, "cpu", precision, compiled)
         assert not any(isinstance(module, speed.OneDNNLinear) for module in model.modules())
+
+
+def test_the_vendor_of_the_cpu_is_that_of_linux_or_of_the_platform(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "Path", lambda name: tmp_path / "cpuinfo")
+    monkeypatch.setattr(speed.platform, "processor", lambda: "AMD64 Family 25, AuthenticAMD")
+    assert speed._is_amd()
+    for vendor in ("AuthenticAMD", "GenuineIntel"):
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+        assert speed._is_amd() == (vendor == "AuthenticAMD")
 
 
 # ---- Device and precision ----

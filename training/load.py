@@ -48,9 +48,7 @@ def load(requested: Settings) -> Loaded:
         if not problems or not hub.is_needed("model", settings.model):
             with collect_problems(problems):
                 torch.manual_seed(settings.seed)
-                loaded = encoder.load(
-                    settings.model, labels, settings.max_length, settings.dropout
-                )
+                loaded = encoder.load(settings.model, labels, settings.max_length, settings.dropout)
         raise_any(problems)
     if loaded.has_new_head:
         say("the classification head is new: it starts from random weights")

@@ -47,7 +47,7 @@ WEIGHT_DECAY = 0.01
 # Clip gradients to this norm, so that one odd batch cannot ruin the weights. 0: no clipping.
 MAX_GRAD_NORM = 1.0
 # The fraction of activations set to zero in training. None: the encoder's own, 0.1 for DistilBERT.
-# One pass over much data gains nothing by dropout, and is faster without it.
+# Without dropout, one pass of the built-in encoder over SST-2 is faster and no less accurate.
 DROPOUT = None
 # Do not train the word embeddings: 6 % faster on a CPU, with different results.
 FREEZE_EMBEDDINGS = False

@@ -327,7 +327,7 @@ def tables() -> dict[str, str]:
 
 
 def results(runs: list[dict], split: str) -> str:
-    """One line for each recipe: sentences, minutes of a CPU's fastest seed, scores over seeds.
+    """One line for each recipe: sentences, minutes of the fastest seed on a CPU, and scores.
 
     Args:
         split: `held_out` or `dev`.
@@ -388,17 +388,13 @@ def differences(runs: list[dict], reference: str) -> str:
     return table([*head, "neg. log-l.", reference, "difference"], lines) + "\n"
 
 
-def first_reached(runs: list[dict], target: float) -> tuple[int, float] | None:
-    """Sentences seen until the runs' mean held-out accuracy first reaches `target`, and that mean.
-
-    None if no evaluation reaches it.
-    """
-    points = [[*run["marks"], run["held_out"] | {"sentences": run["sentences"]}] for run in runs]
-    for point in zip(*points, strict=True):
-        mean = statistics.mean(mark["accuracy"] for mark in point)
-        if mean >= target:
-            return point[0]["sentences"], mean
-    return None
+def points(runs: list[dict]) -> Iterator[tuple[int, list[float]]]:
+    """Sentences seen and the held-out accuracy of each run, at each evaluation; the end is last."""
+    evaluations = [
+        [*run["marks"], run["held_out"] | {"sentences": run["sentences"]}] for run in runs
+    ]
+    for point in zip(*evaluations, strict=True):
+        yield point[0]["sentences"], [mark["accuracy"] for mark in point]
 
 
 def times(runs: list[dict], rounds: list[dict]) -> str:
@@ -410,28 +406,27 @@ def times(runs: list[dict], rounds: list[dict]) -> str:
     """
     by_name = {name: [run for run in runs if run["recipe"] == name] for name in TIMED}
     tutorial = by_name["tutorial"]
-    target = statistics.mean(run["held_out"]["accuracy"] for run in tutorial)
+    target = statistics.mean([*points(tutorial)][-1][1])
     to_end = [tutorial[0]["sentences"] / rates["tutorial's loop"] / 60 for rates in rounds]
     lines = []
     for name, seeds in by_name.items():
         # An earlier record of rates lacks loops that are new since.
         if not seeds or TIMED[name] not in rounds[0]:
             continue
-        end = statistics.mean(run["held_out"]["accuracy"] for run in seeds)
         loop_rates = [rates[TIMED[name]] for rates in rounds]
-        points = {
-            "to its end": (seeds[0]["sentences"], end),
-            f"first at {100 * target:.2f}": first_reached(seeds, target),
-        }
-        for point, reached in points.items():
-            if reached:
-                sentences, mean = reached
-                minutes = [sentences / rate / 60 for rate in loop_rates]
-                ratios = [slow / fast for slow, fast in zip(to_end, minutes, strict=True)]
-                cells = [f"{statistics.median(minutes):.1f}", spread(ratios), f"{100 * mean:.2f}"]
-                lines.append([f"{name}, {point}", f"{sentences:,}", spread(loop_rates), *cells])
+        *_, end = evaluations = [*points(seeds)]
+        reached = [point for point in evaluations if statistics.mean(point[1]) >= target]
+        ends = {"to its end": end} | {f"first at {100 * target:.2f}": x for x in reached[:1]}
+        for title, (sentences, accuracies) in ends.items():
+            minutes = [sentences / rate / 60 for rate in loop_rates]
+            ratios = [slow / fast for slow, fast in zip(to_end, minutes, strict=True)]
+            cells = [f"{name}, {title}", f"{sentences:,}", spread(loop_rates)]
+            cells += [f"{statistics.median(minutes):.1f}", spread(ratios)]
+            cells += [f"{100 * statistics.mean(accuracies):.2f}"]
+            count = sum(accuracy >= target for accuracy in accuracies)
+            lines.append([*cells, f"{count} of {len(accuracies)}"])
     head = ["", "sentences", "sentences/s", "minutes", "times less", "accuracy"]
-    return table(head, lines) + "\n"
+    return table([*head, f"seeds ≥ {100 * target:.2f}"], lines) + "\n"
 
 
 def main() -> None:

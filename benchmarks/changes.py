@@ -186,9 +186,9 @@ def average_weights(finetune: ModuleType, share: float) -> None:
 def order_long_late(finetune: ModuleType, strength: float) -> None:
     """Batches of short rows tend to come sooner in an epoch, and those of long rows later.
 
-    Batches are sorted by the rank of their mean length, from 0 to `strength`, plus a random number
-    from 0 to 1. Seed and epoch decide the order, in a resumed run too. Source: Platanios et al.
-    2019, Competence-based Curriculum Learning, which is stricter.
+    The key of the order is the rank of a batch's mean length, from 0 to `strength`, plus a random
+    number from 0 to 1. Seed and epoch decide the order, in a resumed run too. Source: Platanios et
+    al. 2019, Competence-based Curriculum Learning, which is stricter.
     """
     from system.randomness import generator
 
@@ -207,9 +207,9 @@ def order_long_late(finetune: ModuleType, strength: float) -> None:
 def drop_twice(finetune: ModuleType, weight: float) -> None:
     """R-Drop in every second step: a batch passes twice, with different dropout.
 
-    The loss of a sentence is the mean of its two cross-entropies, plus `weight` times the mean of
-    the divergences KL(p, q) and KL(q, p). Source: Liang et al. 2021, R-Drop, whose alpha is twice
-    this weight. The number of the step decides, in a resumed run too.
+    The loss of a sentence is the mean of its two cross-entropies and a weighted divergence. The
+    divergence is the mean of KL(p, q) and KL(q, p). The number of the step decides, in a resumed
+    run too. Source: Liang et al. 2021, R-Drop, whose alpha is twice this weight.
     """
     import torch
 

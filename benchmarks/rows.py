@@ -15,9 +15,9 @@ def drop_near_duplicates(
 ) -> list[int]:
     """The rows without near-duplicates, in their original order.
 
-    A row is dropped if another row has the same label and the same tokens with one or two more at
-    the start, at the end, or at both. The longer row may be dropped too, because of a third. If
-    several rows have the same label and tokens, the first one stays.
+    A row is dropped if another row has its label and its tokens, and one or two more at an end. The
+    longer row may be dropped too, because of a third. If several rows have the same label and
+    tokens, the first one stays.
     """
     tokens = {row: texts[row].split() for row in rows}
     shorter = {

@@ -44,7 +44,8 @@ def load(
     transformers.logging.disable_progress_bar()
     folder = find_model(name)
     config, same_labels = _load_config(folder, name, labels)
-    _set_dropout(config, dropout)
+    if dropout is not None:
+        _set_dropout(config, dropout, name)
     tokenizer = _load_tokenizer(folder, name)
     try:
         model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -116,12 +117,15 @@ def _load_config(
     return config, same_labels
 
 
-def _set_dropout(config: transformers.PreTrainedConfig, probability: float | None) -> None:
-    # Names differ: attention_dropout in DistilBERT, attention_probs_dropout_prob in BERT. A name
-    # without a number stands for one of the others.
-    for name, value in config.to_dict().items():
-        if probability is not None and "dropout" in name and isinstance(value, float | int):
-            setattr(config, name, probability)
+def _set_dropout(config: transformers.PreTrainedConfig, probability: float, name: str) -> None:
+    # Keys differ: attention_dropout in DistilBERT, attention_probs_dropout_prob in BERT. A key that
+    # is None takes the value of another key in the model. A key that is True or False is no share.
+    values = {key: value for key, value in config.to_dict().items() if "dropout" in key}
+    keys = [key for key, value in values.items() if type(value) in (float, int)]
+    if not keys:
+        raise _error(name, "config.json has no dropout to change", "leave out --dropout")
+    for key in keys:
+        setattr(config, key, probability)
 
 
 def _has_labels(config: transformers.PreTrainedConfig, labels: Sequence[str]) -> bool:

@@ -83,13 +83,19 @@ def prepare(model: PreTrainedModel, device: str, precision: str, compiled: bool 
         embeddings = model.get_input_embeddings()
         if type(embeddings) is nn.Embedding and embeddings.weight.requires_grad:
             _keep_gradient(embeddings)
-        is_wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
-        has_onednn = torch.backends.mkldnn.is_available() and _is_amd()
-        if has_onednn and is_wide and precision == "fp32":
+        if linear_library() == "oneDNN" and precision == "fp32":
             for module in model.modules():
                 # A change of class keeps the module's weights and their names.
                 if type(module) is nn.Linear:
                     module.__class__ = OneDNNLinear
+
+
+def linear_library() -> str:
+    """The library of a CPU's float32 linear layers: oneDNN where it is faster, else torch's own."""
+    has_onednn = torch.backends.mkldnn.is_available()
+    is_wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    # On Intel's Xeon a step is faster with MKL (docs/performance.md).
+    return "oneDNN" if has_onednn and is_wide and _is_amd() else "torch"
 
 
 def _is_amd() -> bool:
@@ -196,10 +202,10 @@ def complete_gradients(model: nn.Module) -> None:
 
 
 class OneDNNLinear(nn.Linear):
-    """A float32 linear layer that computes with oneDNN, for AMD's processors.
+    """A float32 linear layer that computes with oneDNN.
 
     torch uses MKL instead, which leaves half of a Zen 5's AVX-512 units idle: 224 GFLOP/s, not 444
-    (docs/performance.md). On an Intel Xeon MKL is the faster library, by 8 %.
+    (docs/performance.md).
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -249,6 +249,10 @@ def test_the_dropout_setting_reaches_every_part_of_an_encoder_and_changes_no_wei
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     sizes |= {"intermediate_size": 64, "vocab_size": 30522, "pad_token_id": 0}
     config = transformers.AutoConfig.for_model(kind, **sizes)
+    # Some encoders have no dropout by default.
+    dropouts = [key for key, value in config.to_dict().items() if "dropout" in key]
+    for key in dropouts:
+        setattr(config, key, 0.3)
     transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
     copy_tokenizer(tmp_path)
     ids = torch.arange(5, 205).reshape(20, 10)
@@ -257,16 +261,26 @@ def test_the_dropout_setting_reaches_every_part_of_an_encoder_and_changes_no_wei
         """The weights, and True if two forward passes of training are alike."""
         torch.manual_seed(0)
         model = encoder.load(str(tmp_path), ["a", "b"], None, dropout).model.train()
+        assert {getattr(model.config, key) for key in dropouts} == {
+            0.3 if dropout is None else dropout
+        }
         first, second = (model(input_ids=ids).logits for _ in range(2))
         return model.state_dict(), torch.equal(first, second)
 
-    (weights, is_alike), (others, repeats) = trained(0.0), trained(0.5)
+    (weights, is_alike), (others, repeats) = trained(0.0), trained(None)
     assert is_alike and not repeats
     assert all(torch.equal(weights[name], others[name]) for name in weights)
-    own = encoder.load(str(tmp_path), ["a", "b"], None).model.config
-    assert {k: v for k, v in own.to_dict().items() if "dropout" in k} == {
-        k: v for k, v in config.to_dict().items() if "dropout" in k
-    }
+
+
+def test_a_dropout_that_an_encoder_does_not_have_is_refused(tiny):
+    config = transformers.AutoConfig.from_pretrained(tiny)
+    for key in [key for key in vars(config) if "dropout" in key]:
+        delattr(config, key)
+    # A key that is no share stays.
+    config.token_dropout = True
+    with pytest.raises(InputError, match=r"tiny: config\.json has no dropout to change; leave out"):
+        encoder._set_dropout(config, 0.1, "tiny")
+    assert config.token_dropout is True
 
 
 def test_the_tokenizer_of_a_model_without_segments_does_not_return_them(tmp_path, tiny):

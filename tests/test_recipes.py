@@ -230,7 +230,7 @@ def test_long_batches_tend_to_come_late_in_an_order_of_seed_and_epoch():
 
 
 @given(some.lists(some.tuples(some.sampled_from("01"), some.text("ab", min_size=1, max_size=8))))
-def test_of_near_duplicates_only_the_longest_row_stays(pairs):
+def test_a_row_is_dropped_if_another_has_it_and_one_or_two_more_words_at_an_end(pairs):
     labels, texts = [label for label, _ in pairs], [" ".join(text) for _, text in pairs]
     tokens, chosen = [text.split() for text in texts], list(range(0, len(pairs), 2))
 

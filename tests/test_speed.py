@@ -270,11 +270,12 @@ def test_bf16_compiled_models_and_intels_cpus_keep_torchs_own_linear_layers(tmp_
 
 
 def test_the_vendor_of_the_cpu_is_that_of_linux_or_of_the_platform(tmp_path, monkeypatch):
-    monkeypatch.setattr(speed, "Path", lambda name: tmp_path / "cpuinfo")
+    monkeypatch.setattr(speed, "Path", lambda name: tmp_path / name.lstrip("/"))
+    (tmp_path / "proc").mkdir()
     monkeypatch.setattr(speed.platform, "processor", lambda: "AMD64 Family 25, AuthenticAMD")
     assert speed._is_amd()
     for vendor in ("AuthenticAMD", "GenuineIntel"):
-        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+        (tmp_path / "proc" / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
         assert speed._is_amd() == (vendor == "AuthenticAMD")
 
 

@@ -31,6 +31,8 @@ def describe(settings: Settings, requested: Settings, replaced: dict, text, mode
     # --help and a wrong flag must not wait for this import.
     import torch
 
+    from system import speed
+
     on_gpu = settings.device == "cuda"
     return {
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -49,6 +51,7 @@ def describe(settings: Settings, requested: Settings, replaced: dict, text, mode
         "processes": ranks.world_size(),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "linear_library": speed.linear_library(),
         "versions": {"python": platform.python_version()} | rendezvous.versions(),
         "code": hashlib.sha256(repr(rendezvous.code()).encode()).hexdigest()[:12],
         "resumed": [],
@@ -233,6 +236,6 @@ def resumed(initial: dict, current: dict, step: int) -> dict:
 
 def _conditions(record: dict) -> dict:
     """The conditions that determine the rounding of a run's numbers."""
-    names = ("device", "processes", "threads", "cpu_capability", "code")
+    names = ("device", "processes", "threads", "cpu_capability", "linear_library", "code")
     versions = {name: record["versions"].get(name) for name in ("python", *rendezvous.PACKAGES)}
     return {name: record.get(name) for name in names} | versions

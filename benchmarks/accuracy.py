@@ -41,6 +41,7 @@ TIMED = {
     "tutorial": "tutorial's loop",
     "one pass": "this project",
     "half no dropout": "no dropout",
+    "short no dropout": "no dropout",
     "short pass": "frozen embeddings",
 }
 # The contender of contenders.py, batch size, timed steps, dropout, and if embeddings are trained.

@@ -40,16 +40,13 @@ MARK = 320
 TIMED = {
     "tutorial": "tutorial's loop",
     "one pass": "this project",
-    "half no dropout": "no dropout",
     "short no dropout": "no dropout",
-    "short pass": "frozen embeddings",
 }
-# The contender of contenders.py, batch size, timed steps, dropout, and if embeddings are trained.
+# The contender of contenders.py, batch size, timed steps, and dropout.
 LOOPS = {
-    "tutorial's loop": ("tutorial's loop", 16, 6, None, True),
-    "this project": ("this project", 32, 30, None, True),
-    "no dropout": ("this project", 32, 30, 0.0, True),
-    "frozen embeddings": ("this project", 32, 30, None, False),
+    "tutorial's loop": ("tutorial's loop", 16, 6, None),
+    "this project": ("this project", 32, 30, None),
+    "no dropout": ("this project", 32, 30, 0.0),
 }
 # Recipes over the same number of sentences are compared with these.
 REFERENCES = ("10k", "43k")
@@ -256,9 +253,8 @@ def measure_rates(processor: str) -> None:
     rows, results = make_sentences(), []
     for number in range(5):
         results.append({})
-        for name, (contender, size, steps, dropout, are_trained) in LOOPS.items():
+        for name, (contender, size, steps, dropout) in LOOPS.items():
             model = encoder.load("builtin", ["negative", "positive"], None, dropout).model
-            model.get_input_embeddings().requires_grad_(are_trained)
             result = measure.measure(contender, model, rows, size, steps, "fp32", 0.0)
             results[-1][name] = result["sentences_per_second"]
         print(f"round {number + 1}: {results[-1]}", file=sys.stderr)

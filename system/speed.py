@@ -2,6 +2,7 @@
 
 import os
 import platform
+from functools import partial
 from pathlib import Path
 from types import MethodType
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 
 from system import collectives, ranks
 from system.console import InputError, Problem, plural
+from system.graphs import Graphs
 
 # oneDNN would cache 1024 primitives, up to 40 for each length of a batch, in hundreds of megabytes.
 # The primitives of one step are enough. oneDNN reads this variable at its first use.
@@ -79,6 +81,9 @@ def prepare(model: PreTrainedModel, device: str, precision: str, compiled: bool 
     if compiled:
         # One program serves all lengths, instead of one program for each length.
         model.compile(dynamic=True)
+    elif device == "cuda" and model.config.model_type in LAST_LAYERS and ranks.world_size() == 1:
+        # The attention mask of other models makes Python wait, which a graph can't.
+        model.graphs = new_graphs(model, precision)
     elif device == "cpu":
         embeddings = model.get_input_embeddings()
         if type(embeddings) is nn.Embedding and embeddings.weight.requires_grad:
@@ -88,6 +93,11 @@ def prepare(model: PreTrainedModel, device: str, precision: str, compiled: bool 
                 # A change of class keeps the module's weights and their names.
                 if type(module) is nn.Linear:
                     module.__class__ = OneDNNLinear
+
+
+def new_graphs(model: PreTrainedModel, precision: str) -> Graphs:
+    """Graphs of the model's passes in training."""
+    return Graphs(model, partial(_compute, model, precision=precision))
 
 
 def linear_library() -> str:
@@ -113,9 +123,15 @@ def forward(
     """
     inputs = {name: tensor.to(model.device, non_blocking=True) for name, tensor in inputs.items()}
     labels = inputs.pop("labels", None)
+    graphs = getattr(model, "graphs", None)
+    if graphs and model.training:
+        return graphs.logits(inputs), labels
+    return _compute(model, inputs, precision), labels
+
+
+def _compute(model: nn.Module, inputs: dict[str, torch.Tensor], precision: str) -> torch.Tensor:
     with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits = model(**inputs).logits
-    return logits.float(), labels
+        return model(**inputs).logits.float()
 
 
 def _expand_mask(model: nn.Module, args: tuple, batch: dict) -> tuple[tuple, dict]:

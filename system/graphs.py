@@ -6,7 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 from transformers import PreTrainedModel
+
+
+# Computes logits of inputs by a function that is called as a model is.
+Compute = Callable[[Callable, dict[str, torch.Tensor]], torch.Tensor]
 
 
 class Graph(NamedTuple):
@@ -26,17 +31,16 @@ class Graphs:
     The second one is captured, and replayed from then on.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, compute: Callable[[dict[str, torch.Tensor]], torch.Tensor]
-    ):
-        self.compute, self.pool = compute, torch.cuda.graph_pool_handle()
+    def __init__(self, model: PreTrainedModel, compute: Compute):
+        self.model, self.compute = model, compute
         self.by_shape: dict[tuple, Graph | None] = {}
-        # Gradients stay in the same memory, by their parameters. A parameter that no classifier
-        # reads is not among them: the optimizer must not see a gradient of zeros.
+        # Each parameter that has a gradient, and the memory in which its gradient stays. For other
+        # parameters the optimizer must not see a gradient of zeros.
         self.gradients: dict[nn.Parameter, torch.Tensor | None] = {}
         self.is_replaying = False
         # autograd calls backward() only if an input needs a gradient.
         self.anchor = torch.zeros((), device=model.device, requires_grad=True)
+        self.pool = torch.cuda.graph_pool_handle()
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._notice)
@@ -48,7 +52,7 @@ class Graphs:
         # Before the first backward() it is unknown which parameters have gradients.
         if self.is_replaying or not self.gradients or shape not in self.by_shape:
             self.by_shape.setdefault(shape, None)
-            return self.compute(inputs)
+            return self.compute(self.model, inputs)
         graph = self.by_shape[shape] = self.by_shape[shape] or self._capture(inputs)
         for name, tensor in inputs.items():
             graph.inputs[name].copy_(tensor)
@@ -61,7 +65,17 @@ class Graphs:
     def _capture(self, inputs: dict[str, torch.Tensor]) -> Graph:
         self.keep_gradients()
         inputs = {name: tensor.clone() for name, tensor in inputs.items()}
-        forward, logits = record(lambda: self.compute(inputs), self.pool)
+        # autograd would wait for other passes that used the same parameters, which a graph can't.
+        # So it gets new ones, in the same memory.
+        parameters = {}
+        for name, parameter in self.model.named_parameters():
+            parameters[name] = parameter.detach().requires_grad_(parameter in self.gradients)
+            parameters[name].grad = self.gradients.get(parameter)
+
+        def call(**inputs: torch.Tensor) -> object:
+            return functional_call(self.model, parameters, (), inputs)
+
+        forward, logits = record(lambda: self.compute(call, inputs), self.pool)
         gradient = torch.zeros_like(logits)
         backward, _ = record(lambda: logits.backward(gradient), self.pool)
         return Graph(inputs, logits.detach(), gradient, forward, backward)

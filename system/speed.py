@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import MethodType
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from system import collectives, ranks
 from system.console import InputError, Problem, plural
@@ -83,7 +85,7 @@ def prepare(model: PreTrainedModel, device: str, precision: str, compiled: bool 
         model.compile(dynamic=True)
     elif device == "cuda" and model.config.model_type in LAST_LAYERS and ranks.world_size() == 1:
         # The attention mask of other models makes Python wait, which a graph can't.
-        model.graphs = new_graphs(model, precision)
+        model.graphs = Graphs(model, partial(_compute, precision))
     elif device == "cpu":
         embeddings = model.get_input_embeddings()
         if type(embeddings) is nn.Embedding and embeddings.weight.requires_grad:
@@ -93,11 +95,6 @@ def prepare(model: PreTrainedModel, device: str, precision: str, compiled: bool 
                 # A change of class keeps the module's weights and their names.
                 if type(module) is nn.Linear:
                     module.__class__ = OneDNNLinear
-
-
-def new_graphs(model: PreTrainedModel, precision: str) -> Graphs:
-    """Graphs of the model's passes in training."""
-    return Graphs(model, partial(_compute, model, precision=precision))
 
 
 def linear_library() -> str:
@@ -126,11 +123,14 @@ def forward(
     graphs = getattr(model, "graphs", None)
     if graphs and model.training:
         return graphs.logits(inputs), labels
-    return _compute(model, inputs, precision), labels
+    return _compute(precision, model, inputs), labels
 
 
-def _compute(model: nn.Module, inputs: dict[str, torch.Tensor], precision: str) -> torch.Tensor:
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
+def _compute(
+    precision: str, model: Callable[..., ModelOutput], inputs: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    device = inputs["input_ids"].device.type
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
         return model(**inputs).logits.float()
 
 

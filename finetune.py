@@ -57,7 +57,7 @@ CLASS_WEIGHTS = None
 KEEP = "best"
 # auto: the first of cuda, mps and cpu that is available.
 DEVICE = "auto"
-# bf16 can be faster on hardware for it; weights stay fp32. auto: bf16 on such a GPU, else fp32.
+# bf16 is faster on a GPU or CPU with units for it; weights stay fp32. auto: bf16 there, else fp32.
 PRECISION = "auto"
 # torch.compile takes minutes at the start; then steps on a GPU can be faster.
 COMPILE = False

@@ -84,10 +84,9 @@ def precisions() -> list[str]:
     """The precisions to measure: fp32 and, on a CPU or GPU with units for it, bf16."""
     import torch
 
-    if torch.cuda.is_available():
-        has_units = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has_units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    from system.speed import has_bf16_units
+
+    has_units = has_bf16_units("cuda" if torch.cuda.is_available() else "cpu")
     return ["fp32", "bf16"] if has_units else ["fp32"]
 
 

@@ -65,7 +65,8 @@ def _load(name: str) -> Classifier:
 def prepare(classifier: Classifier, device: str) -> Classifier:
     """The classifier with its model on `device`, which may be `auto`, in its fast form."""
     device = speed.choose_device(device)
-    precision = speed.choose_precision("auto", device)
+    # In float32 the answers are the same on every CPU, whether it has units for bf16 or not.
+    precision = "fp32" if device == "cpu" else speed.choose_precision("auto", device)
     speed.prepare(classifier.model, device, precision)
     return classifier._replace(precision=precision)
 

@@ -9,7 +9,6 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-
 # Computes logits of inputs by a function that is called as a model is.
 Compute = Callable[[Callable, dict[str, torch.Tensor]], torch.Tensor]
 

@@ -61,11 +61,18 @@ def choose_device(name: str) -> str:
 
 
 def choose_precision(name: str, device: str) -> str:
-    """The precision `name`, or for `auto` bf16 on a GPU that has units for it, else fp32."""
+    """The precision `name`, or for `auto` bf16 on a GPU or CPU that has units for it, else fp32."""
     if name != "auto":
         return name
-    has_bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if has_bf16 else "fp32"
+    return "bf16" if has_bf16_units(device) else "fp32"
+
+
+def has_bf16_units(device: str) -> bool:
+    """Whether products in bf16 are fast on `device`; mps has no known sign of it."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    has_units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device == "cpu" and has_units
 
 
 def prepare(model: PreTrainedModel, device: str, precision: str, compiled: bool = False) -> None:

@@ -310,13 +310,15 @@ def test_a_device_is_chosen_or_refused(monkeypatch, name, gpus, has_mps, process
         assert str(caught.value).startswith(f"--device {name}: ")
 
 
-def test_bf16_is_only_chosen_on_a_gpu_that_has_units_for_it(monkeypatch):
-    for has_units in (True, False):
-        monkeypatch.setattr(
-            torch.cuda, "is_bf16_supported", lambda including_emulation, has=has_units: has
-        )
-        assert speed.choose_precision("auto", "cuda") == ("bf16" if has_units else "fp32")
-        assert speed.choose_precision("auto", "cpu") == speed.choose_precision("auto", "mps")
-        assert speed.choose_precision("auto", "cpu") == "fp32"
-        assert speed.choose_precision("bf16", "cpu") == "bf16"
-        assert speed.choose_precision("fp32", "cuda") == "fp32"
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("avx512, amx", [(False, False), (True, False), (False, True)])
+def test_bf16_is_only_chosen_where_a_gpu_or_cpu_has_units_for_it(avx512, amx, on_gpu, monkeypatch):
+    supported = lambda including_emulation: on_gpu or including_emulation  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert speed.choose_precision("auto", "cuda") == ("bf16" if on_gpu else "fp32")
+    assert speed.choose_precision("auto", "cpu") == ("bf16" if avx512 or amx else "fp32")
+    assert speed.choose_precision("auto", "mps") == "fp32"
+    for name in ("bf16", "fp32"):
+        assert {speed.choose_precision(name, device) for device in ("cpu", "cuda")} == {name}

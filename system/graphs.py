@@ -18,7 +18,7 @@ class Graph(NamedTuple):
 
     inputs: dict[str, torch.Tensor]
     logits: torch.Tensor  # Shape (sentences, classes).
-    gradient: torch.Tensor  # Of the loss by the logits, same shape.
+    gradient: torch.Tensor  # The loss's derivative by the logits, same shape.
     forward: torch.cuda.CUDAGraph
     backward: torch.cuda.CUDAGraph
 

@@ -11,6 +11,7 @@ from harness.helpers import CSV, ROWS
 
 import finetune as script
 from inputs import hub
+from system import speed
 from system.console import InputError, Problem
 from training import load, program, settings
 
@@ -81,7 +82,7 @@ def test_a_run_has_resolved_settings_and_its_record_also_the_requested_settings(
         "label_column": "label",
         "max_length": 64,
         "learning_rate": 3e-5,
-        "precision": "fp32",
+        "precision": speed.choose_precision("auto", "cpu"),
     }
     assert loaded.settings == dataclasses.replace(requested, **resolved)
     assert loaded.record["settings"] == loaded.settings.as_dict()

@@ -165,6 +165,7 @@ def test_a_share_of_the_limit_is_of_the_rows_own_precision_and_bf16_is_compared_
     "name, table, key",
     [
         ("speed-zen5", speed.comparison, "rounds"),
+        ("speed-zen4", speed.comparison, "rounds"),
         ("speed-zen3", speed.comparison, "rounds"),
         ("scaling", speed.growth, "rounds"),
         ("several", several.table, "rounds"),
@@ -179,7 +180,7 @@ def test_a_page_shows_the_table_of_the_recorded_measurements(name, table, key):
     assert any("\n".join(record["table"]) in page.read_text("utf-8") for page in PAGES)
 
 
-@pytest.mark.parametrize("processor, column", [("zen5", 2), ("zen3", 4)])
+@pytest.mark.parametrize("processor, column", [("zen5", 2), ("zen4", 3), ("zen3", 4)])
 def test_the_readmes_speed_rows_agree_with_the_recorded_rounds(processor, column):
     rounds = json.loads((RESULTS / f"speed-{processor}.json").read_text())["rounds"]
     contenders = {

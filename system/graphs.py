@@ -9,6 +9,10 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
+# Padded tokens of a micro-batch. More of them keep a GPU busy without graphs, and graphs reserve
+# memory for activations in addition to that of other passes.
+MAX_TOKENS = 4096
+
 # Computes logits of inputs by a function that is called as a model is.
 Compute = Callable[[Callable, dict[str, torch.Tensor]], torch.Tensor]
 
@@ -49,7 +53,8 @@ class Graphs:
         shape = tuple((name, *tensor.shape) for name, tensor in inputs.items())
         # All graphs share their memory for activations, so a pass must end before the next starts.
         # Before the first backward() it is unknown which parameters have gradients.
-        if self.is_replaying or not self.gradients or shape not in self.by_shape:
+        is_first = not self.gradients or shape not in self.by_shape
+        if is_first or self.is_replaying or inputs["input_ids"].numel() > MAX_TOKENS:
             self.by_shape.setdefault(shape, None)
             return self.compute(self.model, inputs)
         graph = self.by_shape[shape] = self.by_shape[shape] or self._capture(inputs)

@@ -142,6 +142,14 @@ def test_two_passes_before_one_backward_do_not_share_the_memory_of_a_graph(devic
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
+def test_a_large_micro_batch_gets_no_graph(new_model, monkeypatch):
+    monkeypatch.setattr(graphs, "MAX_TOKENS", 32)
+    model = new_model("cpu", has_graphs=True)
+    train(model, [[A], [B], [A], [B]])
+    tokens = {shape[0][1] * shape[0][2]: graph for shape, graph in model.graphs.by_shape.items()}
+    assert tokens[32] and not tokens[64]
+
+
 def test_evaluation_between_steps_uses_no_graph_and_changes_nothing(new_model):
     plain, fast = (new_model("cpu", has_graphs) for has_graphs in (False, True))
     for model in (plain, fast):

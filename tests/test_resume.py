@@ -154,7 +154,7 @@ PROCESS_COUNTS = {
 @pytest.mark.long
 def test_another_number_of_processes_changes_a_resumed_run_only_by_rounding(tmp_path, no_dropout):
     # Each start of a plan except for the last stops after five more of the 16 steps.
-    flags = ["--model", str(no_dropout), *SHARED]
+    flags = ["--model", str(no_dropout), *SHARED, "--precision", "fp32"]
     results = scenario("changed_counts", tmp_path, flags=flags, plans=PROCESS_COUNTS)
     killed = results["2, killed, 2"]
     assert killed["codes"] == [[1, -signal.SIGKILL]] and killed["is_whole"]

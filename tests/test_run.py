@@ -201,6 +201,7 @@ def test_an_out_of_memory_error_suggests_the_micro_batch_size(finetune, tmp_path
     (tmp_path / "a.csv").write_text("text,label\n" + rows.replace(" , ", " "))
     run = finetune(
         *("--model", "wide", "--data", "a.csv", "--output-dir", "run", "--batch-size", "40"),
+        *("--precision", "fp32"),
         **limited(tmp_path, "RLIMIT_AS", 6 * 2**30),
     )
     assert run.code == 1 and len(run.errors) == 1, run.err

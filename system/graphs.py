@@ -44,15 +44,16 @@ class Graphs:
         # autograd calls backward() only if an input needs a gradient.
         self.anchor = torch.zeros((), device=model.device, requires_grad=True)
         self.pool = torch.cuda.graph_pool_handle()
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(self._notice)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.hooks = [p.register_post_accumulate_grad_hook(self._notice) for p in trained]
 
     def logits(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Logits of a micro-batch, whose tensors are on the GPU."""
+        # After the first backward() it is known which parameters have gradients.
+        while self.gradients and self.hooks:
+            self.hooks.pop().remove()
         shape = tuple((name, *tensor.shape) for name, tensor in inputs.items())
         # All graphs share their memory for activations, so a pass must end before the next starts.
-        # Before the first backward() it is unknown which parameters have gradients.
         is_first = not self.gradients or shape not in self.by_shape
         if is_first or self.is_replaying or inputs["input_ids"].numel() > MAX_TOKENS:
             self.by_shape.setdefault(shape, None)

@@ -90,8 +90,7 @@ def prepare(model: PreTrainedModel, device: str, precision: str, compiled: bool 
     if compiled:
         # One program serves all lengths, instead of one program for each length.
         model.compile(dynamic=True)
-    elif device == "cuda" and model.config.model_type in LAST_LAYERS and ranks.world_size() == 1:
-        # The attention mask of other models makes Python wait, which a graph can't.
+    elif device == "cuda" and has_graphs(model):
         model.graphs = Graphs(model, partial(_compute, precision))
     elif device == "cpu":
         embeddings = model.get_input_embeddings()
@@ -102,6 +101,13 @@ def prepare(model: PreTrainedModel, device: str, precision: str, compiled: bool 
                 # A change of class keeps the module's weights and their names.
                 if type(module) is nn.Linear:
                     module.__class__ = OneDNNLinear
+
+
+def has_graphs(model: PreTrainedModel) -> bool:
+    """Whether a model can train as CUDA graphs here."""
+    # A graph can't wait for the GPU. Positions of DeBERTa and masks of other models make it wait.
+    last_layer = LAST_LAYERS.get(model.config.model_type)
+    return ranks.world_size() == 1 and last_layer is not None and last_layer.query is not None
 
 
 def linear_library() -> str:
@@ -128,7 +134,7 @@ def forward(
     inputs = {name: tensor.to(model.device, non_blocking=True) for name, tensor in inputs.items()}
     labels = inputs.pop("labels", None)
     graphs = getattr(model, "graphs", None)
-    if graphs and model.training:
+    if graphs and model.training and torch.is_grad_enabled():
         return graphs.logits(inputs), labels
     return _compute(precision, model, inputs), labels
 

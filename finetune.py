@@ -60,7 +60,7 @@ KEEP = "best"
 DEVICE = "auto"
 # bf16 is faster on a GPU or CPU with units for it; weights stay fp32. auto: bf16 there, else fp32.
 PRECISION = "auto"
-# torch.compile takes minutes at the start. On one GPU it replaces CUDA graphs; old runs were slower.
+# torch.compile takes minutes at the start. On one GPU it replaces CUDA graphs, which are faster.
 COMPILE = False
 # Steps between two lines of metrics.jsonl. Each line makes Python wait for the GPU.
 LOG_EVERY = 20

@@ -40,13 +40,15 @@ MARK = 320
 TIMED = {
     "tutorial": "tutorial's loop",
     "one pass": "this project",
+    "one pass bf16": "this project, bf16",
     "short no dropout": "no dropout",
 }
-# The contender of contenders.py, batch size, timed steps, and dropout.
+# The contender of contenders.py, batch size, timed steps, precision, and dropout.
 LOOPS = {
-    "tutorial's loop": ("tutorial's loop", 16, 6, None),
-    "this project": ("this project", 32, 30, None),
-    "no dropout": ("this project", 32, 30, 0.0),
+    "tutorial's loop": ("tutorial's loop", 16, 6, "fp32", None),
+    "this project": ("this project", 32, 30, "fp32", None),
+    "this project, bf16": ("this project", 32, 30, "bf16", None),
+    "no dropout": ("this project", 32, 30, "fp32", 0.0),
 }
 # Recipes over the same number of sentences are compared with these.
 REFERENCES = ("10k", "43k")
@@ -244,19 +246,21 @@ def evaluate_on_dev(name: str, seed: int) -> None:
 
 
 def measure_rates(processor: str) -> None:
-    """Measure sentences a second of each of LOOPS."""
+    """Measure sentences a second of each of LOOPS that the processor has units for."""
     import measure
     from work import make_sentences
 
     from inputs import encoder
 
     rows, results = make_sentences(), []
+    precisions = measure.precisions()
     for number in range(5):
         results.append({})
-        for name, (contender, size, steps, dropout) in LOOPS.items():
-            model = encoder.load("builtin", ["negative", "positive"], None, dropout).model
-            result = measure.measure(contender, model, rows, size, steps, "fp32", 0.0)
-            results[-1][name] = result["sentences_per_second"]
+        for name, (contender, size, steps, precision, dropout) in LOOPS.items():
+            if precision in precisions:
+                model = encoder.load("builtin", ["negative", "positive"], None, dropout).model
+                result = measure.measure(contender, model, rows, size, steps, precision, 0.0)
+                results[-1][name] = result["sentences_per_second"]
         print(f"round {number + 1}: {results[-1]}", file=sys.stderr)
     file = RESULTS.parent / f"accuracy-rates-{processor}.json"
     write_json(file, {"machine": measure.machine(), "rounds": results})
@@ -407,7 +411,7 @@ def times(runs: list[dict], rounds: list[dict]) -> str:
     to_end = [tutorial[0]["sentences"] / rates["tutorial's loop"] / 60 for rates in rounds]
     lines = []
     for name, seeds in by_name.items():
-        # An earlier record of rates lacks loops that are new since.
+        # A record lacks loops that are newer, and those in bf16 if the processor has no units.
         if not seeds or TIMED[name] not in rounds[0]:
             continue
         loop_rates = [rates[TIMED[name]] for rates in rounds]

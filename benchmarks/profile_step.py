@@ -1,10 +1,10 @@
 """Profile of a training step, compared with the rate of plain matrix products.
 
-python benchmarks/profile_step.py      a minute on two cores
+python benchmarks/profile_step.py      a minute on two cores, two with bf16
 
-DistilBERT's size in fp32, 32 sentences a step, as long as SST-2's. "Before" is this project's loop
-on transformers' unchanged model. "After" adds the changes of system/speed.py and the micro-batches
-of data.py.
+DistilBERT's size, 32 sentences a step, as long as SST-2's, in fp32 and, on a processor with units
+for it, in bf16. "Before" is this project's loop on transformers' unchanged model. "After" adds the
+changes of system/speed.py and the micro-batches of data.py.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from unittest import mock
 
 import torch
 from contenders import project_batches, project_settings, project_tokens
-from measure import measure_limit
+from measure import measure_limit, precisions
 from speed import table
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -46,9 +46,9 @@ PARTS = {
 }
 
 
-def prepare(variant: str, rows):
+def prepare(variant: str, precision: str, rows):
     """Model, optimizer, settings and batches of the variant `before` or `after`."""
-    settings, model = project_settings(BATCH_SIZE, "fp32"), new_model()
+    settings, model = project_settings(BATCH_SIZE, precision), new_model()
     tokens = project_tokens(rows, settings)
     if variant == "after":
         prepare_model(model, settings.device, settings.precision)
@@ -93,15 +93,15 @@ def shares(model, optimizer, settings, batches) -> dict[str, float]:
     return {part: spent / sum(times.values()) for part, spent in times.items()}
 
 
-def main() -> None:
-    rows = make_sentences()
+def compare(precision: str, rows) -> str:
+    """The table of a step before and after, and the limit."""
     profiles = {}
     for variant in ("before", "after"):
-        *parts, batches = prepare(variant, rows)
+        *parts, batches = prepare(variant, precision, rows)
         run(*parts, batches[:WARM_UP])
         timed = batches[WARM_UP:]
         profiles[variant] = run(*parts, timed), shares(*parts, timed)
-    limit = max(measure_limit("fp32").values())
+    limit = max(measure_limit(precision).values())
     masks = [part["attention_mask"] for batch in timed for part in batch.micro_batches]
     lengths = torch.cat([mask.sum(1) for mask in masks])
     limit_ms = useful_flops(parts[0].config, lengths.numpy()) / len(timed) / limit / 1e6
@@ -116,9 +116,12 @@ def main() -> None:
     at_limit = [f"{limit_ms:.0f}", f"{limit_ms / before:.1%}"]
     at_limit += [f"{limit_ms:.0f}", f"{limit_ms / after:.1%}"]
     lines.append(["at the limit", *at_limit])
-    print(table(["milliseconds", "before", "", "after", ""], lines))
-    print(f"\nlimit: {limit:.0f} GFLOP/s of plain matrix products; useful operations only")
+    text = table([f"milliseconds, {precision}", "before", "", "after", ""], lines)
+    rate = f"{limit:.0f} GFLOP/s of plain matrix products"
+    return f"{text}\n\nlimit: {rate}; useful operations only\n"
 
 
 if __name__ == "__main__":
-    main()
+    sentences = make_sentences()
+    for each in precisions():
+        print(compare(each, sentences))

@@ -18,6 +18,7 @@ RECIPES = {
         "max_grad_norm": 0.0,
     },
     "one pass": {"epochs": 1},
+    "one pass bf16": {"epochs": 1, "precision": "bf16"},
     "two passes": {"epochs": 2},
     # Half of the rows of `one pass`.
     "short pass": {"epochs": 1, "max_train_samples": 29_688, "freeze_embeddings": True},

@@ -214,13 +214,14 @@ def test_the_benchmark_of_checkpoints_times_each_write_of_a_run(tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
-def test_the_profile_of_a_step_has_time_in_every_part(rows, monkeypatch):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_profile_of_a_step_has_time_in_every_part(rows, monkeypatch, precision):
     monkeypatch.setattr(
         profile_step, "new_model", lambda: DistilBertForSequenceClassification(TINY)
     )
     monkeypatch.setattr(profile_step, "STEPS", 2)
     for variant in ("before", "after"):
-        *parts, batches = profile_step.prepare(variant, rows)
+        *parts, batches = profile_step.prepare(variant, precision, rows)
         assert profile_step.run(*parts, batches) > 0
         shares = profile_step.shares(*parts, batches)
         assert sum(shares.values()) == pytest.approx(1)

@@ -1,9 +1,7 @@
 """Faster steps of a model on its device: prepared once, used for every batch."""
 
-import ctypes
 import os
 import platform
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -95,7 +93,6 @@ def prepare(model: PreTrainedModel, device: str, precision: str, compiled: bool 
     elif device == "cuda" and has_graphs(model):
         model.graphs = Graphs(model, partial(_compute, precision))
     elif device == "cpu":
-        _return_large_blocks()
         embeddings = model.get_input_embeddings()
         if type(embeddings) is nn.Embedding and embeddings.weight.requires_grad:
             _keep_gradient(embeddings)
@@ -190,16 +187,6 @@ def _keep_first_token(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[tor
 def _query_of_first_token(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     # Attention expects a query for each token, so the first one stands for all, without a copy.
     return type(linear).forward(linear, x[:, :1]).expand(*x.shape[:-1], -1)
-
-
-def _return_large_blocks() -> None:
-    # glibc, the C library of most Linux systems, keeps freed blocks of up to 32 MB in its heap.
-    # oneDNN's kernels stay there until the process ends and split the gaps. Larger batches don't
-    # fit into them, and the heap grows by hundreds of megabytes (docs/performance.md). Blocks of
-    # 4 MB or more go back to the system instead, which costs no measurable time.
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        mmap_threshold = -3  # M_MMAP_THRESHOLD of malloc.h
-        libc.mallopt(mmap_threshold, 4 * 2**20)
 
 
 def _keep_gradient(embeddings: nn.Embedding) -> None:

@@ -1,15 +1,12 @@
 """system/speed.py: a prepared model has the same logits and gradients, and does less work."""
 
 import json
-import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from harness.helpers import ROOT, copy_tokenizer
+from harness.helpers import copy_tokenizer
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -207,35 +204,6 @@ def test_averages_that_exist_before_the_first_step_keep_their_memory_and_change_
     for one, other in zip(*results, strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-# Prints by how many MB the memory of a process grows if it frees large tensors and keeps the small
-# ones between them, as oneDNN keeps its kernels between the activations of a step.
-GROWTH = """
-import pathlib
-import torch, transformers
-from system import speed
-
-def resident():
-    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) / 256
-
-config = transformers.DistilBertConfig(dim=32, hidden_dim=64, n_layers=1, n_heads=2)
-speed.prepare(transformers.DistilBertForSequenceClassification(config), "cpu", "fp32")
-# A freed tensor of this size ends the return of smaller ones, unless `prepare` prevents that.
-torch.ones(30 * 2**18)
-before = resident()
-pairs = [(torch.ones(6 * 2**18), torch.ones(2**16)) for _ in range(20)]
-kept = [small for large, small in pairs]
-del pairs
-print(resident() - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the C library glibc")
-def test_freed_activations_leave_a_process_although_kernels_between_them_stay():
-    command = [sys.executable, "-c", GROWTH]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert float(done.stdout) < 20
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

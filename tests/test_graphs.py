@@ -124,9 +124,13 @@ def test_replayed_steps_have_the_losses_and_weights_of_plain_steps(
     assert fast.unused.grad is None and torch.equal(fast.unused.cpu(), torch.ones(3))
 
 
-def test_a_trained_model_is_freed(new_model):
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_a_model_that_predicts_or_trains_with_graphs_is_freed(is_trained, new_model):
     model = new_model("cpu", has_graphs=True)
-    train(model, [[A], [A], [A]])
+    if is_trained:
+        train(model, [[A], [A], [A]])
+    with torch.inference_mode():
+        speed.forward(model.eval(), micro_batch(*A, 0), "fp32")
     freed = weakref.ref(model)
     del model
     gc.collect()
@@ -166,17 +170,18 @@ def test_evaluation_between_steps_uses_no_graph_and_changes_nothing(new_model):
     for model in (plain, fast):
         train(model, [[A], [A]])
         model.eval()
-        with torch.inference_mode():
-            speed.forward(model, micro_batch(*A, 5), "fp32")
+        speed.forward(model, micro_batch(*A, 5), "fp32")
         model.train()
         with torch.no_grad():
             speed.forward(model, micro_batch(*A, 5), "fp32")
+        # A pass by a graph would be replaying until its backward(), and later steps would be plain.
+        assert model is plain or not model.graphs.is_replaying
         train(model, [[A], [A]])
     check_equal(fast, plain)
 
 
 @on_gpu
-@pytest.mark.parametrize("kind", [kind for kind, last in speed.LAST_LAYERS.items() if last.query])
+@pytest.mark.parametrize("kind", [kind for kind in speed.LAST_LAYERS if kind[:7] != "deberta"])
 def test_each_architecture_with_graphs_trains_to_the_same_weights(kind, new_model):
     plain, fast = (new_model("cuda", has_graphs, kind) for has_graphs in (False, True))
     assert train(fast, CASES["shapes in turns"]) == train(plain, CASES["shapes in turns"])

@@ -10,8 +10,9 @@ from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-# Padded tokens of a micro-batch: no larger one was measured with graphs (docs/performance.md).
-MAX_TOKENS = 16_384
+# Padded tokens of a micro-batch. Graphs reserve memory for activations in addition to that of
+# other passes: at DistilBERT's size, 1.3 GB for this many tokens.
+MAX_TOKENS = 4096
 
 # Computes logits of inputs by a function that is called as a model is.
 Compute = Callable[[Callable, dict[str, torch.Tensor]], torch.Tensor]
@@ -64,14 +65,15 @@ class Graphs:
     def _watch_gradients(self) -> None:
         # Hooks of the first backward() show which parameters have gradients. They are removed
         # after it, because a model with such hooks is never freed.
-        if not self.gradients and not self.hooks:
+        if self.gradients:
+            while self.hooks:
+                self.hooks.pop().remove()
+        elif not self.hooks:
             self.hooks = [
                 parameter.register_post_accumulate_grad_hook(self._notice)
                 for parameter in self.model.parameters()
                 if parameter.requires_grad
             ]
-        while self.gradients and self.hooks:
-            self.hooks.pop().remove()
 
     def _notice(self, parameter: nn.Parameter) -> None:
         self.gradients.setdefault(parameter, None)

@@ -31,6 +31,7 @@ class LastLayer(NamedTuple):
     query: str | None
 
 
+DEBERTA = ("deberta", "deberta-v2")
 _BERT = LastLayer("intermediate", "attention.output.dense", "self.query")
 # Encoders that take a mask of four dimensions and whose classifier reads only the first token.
 # DeBERTa computes query, key and value in one product, and DeBERTa-v2's query can project positions
@@ -38,7 +39,7 @@ _BERT = LastLayer("intermediate", "attention.output.dense", "self.query")
 LAST_LAYERS = {
     "distilbert": LastLayer("ffn", "out_lin", "q_lin"),
     **dict.fromkeys(("bert", "camembert", "electra", "roberta", "xlm-roberta"), _BERT),
-    **dict.fromkeys(("deberta", "deberta-v2"), _BERT._replace(query=None)),
+    **dict.fromkeys(DEBERTA, _BERT._replace(query=None)),
 }
 
 
@@ -108,8 +109,7 @@ def can_use_graphs(model: PreTrainedModel) -> bool:
     # In a graph Python can't wait for the GPU, as it does for the positions of DeBERTa and for the
     # two-dimensional masks of models outside LAST_LAYERS.
     kind = model.config.model_type
-    is_deberta = kind in ("deberta", "deberta-v2")
-    return ranks.world_size() == 1 and kind in LAST_LAYERS and not is_deberta
+    return ranks.world_size() == 1 and kind in LAST_LAYERS and kind not in DEBERTA
 
 
 def linear_library() -> str:
